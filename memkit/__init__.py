@@ -1,0 +1,30 @@
+"""memkit: a modular memory-layer toolkit for hybrid sequence models.
+
+Write a memory's update once, for one weight and one token; the token-by-token definition, the
+chunk-parallel form, the decoder, the property tests and the row in an ablation table are derived.
+"""
+
+from memkit.engine import MemoryState, Observation, explain, init_state, memorize, observe, retrieve
+from memkit.registry import Config, build, names, register
+from memkit.rule import Gate, Objective, Optimizer, Retention, Rule
+from memkit.state import State
+
+__all__ = [
+    "Config",
+    "Gate",
+    "MemoryState",
+    "Objective",
+    "Observation",
+    "Optimizer",
+    "Retention",
+    "Rule",
+    "State",
+    "build",
+    "explain",
+    "init_state",
+    "memorize",
+    "names",
+    "observe",
+    "register",
+    "retrieve",
+]

@@ -1,0 +1,50 @@
+"""Packed documents: where a row of `segment_ids` changes, a new document starts.
+
+Resets are derived from two laws that every component obeys anyway: a sequence may be cut anywhere, and
+rows are independent. A call is cut wherever any row changes its document, and the rows that do are reset
+there. That is exact for every component, and costs one look at `segment_ids` on the host per call.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Piece(NamedTuple):
+    """Tokens start..stop of a call within which no row changes its document."""
+
+    start: int
+    stop: int
+    resets: Tensor | None  # [B] bool: rows that begin a new document at `start`; None: no row does
+    segment: Tensor  # [B] the documents that rows are in after the piece
+
+
+def pieces(mask: Tensor | None, segment_ids: Tensor, last: Tensor) -> list[Piece]:
+    """Cut a call with segment_ids `[B, T]` and the rows' last documents `last` `[B]` (-1: none) into pieces.
+
+    A masked token never was, so its id does not count.
+    """
+    tokens = segment_ids.shape[1]
+    if tokens == 0:
+        return []
+    ids = _carry_forward(mask, segment_ids.long(), last)
+    before = torch.cat([last[:, None], ids[:, :-1]], 1)
+    changes = (ids != before) & (before >= 0)  # leaving "no document yet" needs no reset
+    starts = sorted({0, *changes.any(0).nonzero()[:, 0].tolist()})
+    found = []
+    for start, stop in zip(starts, [*starts[1:], tokens], strict=True):
+        resets = changes[:, start]
+        found.append(Piece(start, stop, resets if bool(resets.any()) else None, ids[:, stop - 1]))
+    return found
+
+
+def _carry_forward(mask: Tensor | None, ids: Tensor, last: Tensor) -> Tensor:
+    """Give masked tokens the id of the last valid token before them."""
+    if mask is None:
+        return ids
+    place = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    latest = torch.where(mask, place, 0).cummax(1).values  # 0: none yet in this call
+    return torch.cat([last[:, None], ids], 1).gather(1, latest)

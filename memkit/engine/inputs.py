@@ -1,0 +1,111 @@
+"""What goes into the engine: checks that speak plainly, and the one dtype of computation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from memkit.engine.memory_state import MemoryState
+from memkit.registry import nearest
+from memkit.rule import Gate, Gates, Rule
+
+
+def check(
+    rule: Rule,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    state: MemoryState,
+    mask: Tensor | None,
+    segment_ids: Tensor | None,
+) -> None:
+    """Raise `ValueError` unless tokens, gates, state and masks fit the rule and each other."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != 4 or x.shape[:3] != k.shape[:3]:
+            raise ValueError(
+                "q and k are [B, T, H, K] and v is [B, T, H, V] with the same B, T and H; got "
+                f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: {name} does not fit."
+            )
+    if q.shape != k.shape:
+        raise ValueError(f"q and k must be equally wide; got {tuple(q.shape)} and {tuple(k.shape)}.")
+    _check_gates(rule, k, v, gates)
+    batch, tokens, heads = k.shape[:3]
+    for name, x in (("mask", mask), ("segment_ids", segment_ids)):
+        if x is not None and x.shape != (batch, tokens):
+            raise ValueError(f"{name} must be [B, T] = {(batch, tokens)}; got {tuple(x.shape)}.")
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"mask must be boolean (True = a real token); got {mask.dtype}. Use mask.bool().")
+    if segment_ids is not None and (segment_ids.is_floating_point() or segment_ids.dtype == torch.bool):
+        raise ValueError(f"segment_ids must be integers; got {segment_ids.dtype}.")
+    check_state(rule, state, batch, heads)
+
+
+def check_state(rule: Rule, state: MemoryState, batch: int, heads: int) -> None:
+    """Raise `ValueError` unless the state has these rows and heads."""
+    if not isinstance(state, MemoryState):
+        raise ValueError(f"state must be a MemoryState from memkit.init_state; got {type(state).__name__}.")
+    for name, weight in state.weights.items():
+        if weight.shape[:2] != (batch, heads):
+            raise ValueError(
+                f"the state's weight {name!r} is {tuple(weight.shape)}, but the tokens have B = {batch} rows and "
+                f"H = {heads} heads. Use state.select(rows), or init_state with these sizes."
+            )
+    slots = len(rule.init_slots(torch.zeros(())))
+    if any(len(held) != slots for held in state.slots.values()):
+        raise ValueError(
+            f"the state was not made for rule {rule.name!r}, which keeps {slots} slot(s) a weight. "
+            "Make it with memkit.init_state(rule, ...)."
+        )
+
+
+def check_widths(rule: Rule, state: MemoryState, key_dim: int, value_dim: int) -> None:
+    """Raise `ValueError` unless prepared keys and values fit the state's weights."""
+    wanted = rule.memory.shapes(key_dim, value_dim)
+    held = {name: tuple(weight.shape[2:]) for name, weight in state.weights.items()}
+    if held != wanted:
+        raise ValueError(
+            f"keys of width {key_dim} and values of width {value_dim} need weights {wanted} under rule "
+            f"{rule.name!r}, but the state holds {held}. Make the state with memkit.init_state(rule, ...)."
+        )
+
+
+def _check_gates(rule: Rule, k: Tensor, v: Tensor, gates: Gates) -> None:
+    if not isinstance(gates, Mapping):
+        raise ValueError(f"gates is a mapping from names to tensors; got {type(gates).__name__}.")
+    for name in gates:
+        if name not in rule.gates:
+            raise ValueError(f"rule {rule.name!r} has no gate {name!r}. {nearest(name, rule.gates)}")
+    for gate in rule.gates.values():
+        if gate.name not in gates:
+            if gate.default is None:
+                raise ValueError(f"rule {rule.name!r} needs the gate {gate.name!r}; got {sorted(gates)}.")
+            continue
+        wanted = _gate_shape(gate, k, v)
+        if tuple(gates[gate.name].shape) != wanted:
+            raise ValueError(
+                f"gate {gate.name!r} of rule {rule.name!r} is per {gate.per}, so it must be {wanted}; "
+                f"got {tuple(gates[gate.name].shape)}."
+            )
+
+
+def _gate_shape(gate: Gate, k: Tensor, v: Tensor) -> tuple[int, ...]:
+    return {"head": tuple(k.shape[:3]), "key": tuple(k.shape), "value": tuple(v.shape)}[gate.per]
+
+
+def filled_in(rule: Rule, gates: Gates, k: Tensor) -> dict[str, Tensor]:
+    """All gates of the rule: the given ones, and defaults for those left out."""
+    return {
+        name: gates[name] if name in gates else k.new_full(k.shape[:3], gate.default or 0.0)
+        for name, gate in rule.gates.items()
+    }
+
+
+def computation_dtype(*tensors: Tensor) -> torch.dtype:
+    """float32, or better where an input is: coefficients and state are never kept in half precision."""
+    dtype = torch.float32
+    for x in tensors:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return dtype

@@ -1,0 +1,220 @@
+"""`memorize`, `retrieve`, `observe`: the engine's doors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from memkit.documents import pieces
+from memkit.engine import inputs, plan
+from memkit.engine.dual import dual
+from memkit.engine.layout import lay_out
+from memkit.engine.memory_state import MemoryState, from_rows, per_row, to_rows
+from memkit.engine.scan import Watch, scan
+from memkit.rule import Gates, Rule, identity
+from memkit.state import Tree, map_tensors
+
+_Tokens = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
+
+
+class Observation(NamedTuple):
+    """What a memory met: loss `[B, T, H]` before each write, surprise `[B, T, H]` (gradient norm), and the gates."""
+
+    loss: Tensor
+    surprise: Tensor
+    gates: dict[str, Tensor]
+
+
+def memorize(
+    rule: Rule,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    state: MemoryState,
+    *,
+    mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    form: plan.Form = "auto",
+    block_size: int = 64,
+) -> tuple[Tensor, MemoryState]:
+    """Write k -> v and read q, token by token in meaning, in blocks in practice.
+
+    q, k `[B, T, H, K]`, v `[B, T, H, V]`, any T >= 0; gates: name -> `[B, T, H]` (Titans' eta, theta, alpha are
+    `momentum`, `lr`, `decay`), within the ranges that the rule's `gates` declare.
+    mask `[B, T]` bool: False marks a token that never was. segment_ids `[B, T]` >= 0: a change, also from one
+    call to the next, starts a new document from `state.initial`.
+    form: "auto", "dual" (blocks at once) or "scan" (the definition). block_size: how many tokens the engine
+    takes at once; it never changes the answer.
+    Returns y `[B, T, H, V]` in v's dtype, 0 at masked tokens, and the state after the last token, in float32 or
+    better. Gradients flow to q, k, v, gates and the state. Raises `ValueError` for what does not fit.
+    """
+    return _memorize(rule, q, k, v, gates, state, mask, segment_ids, form, block_size, None)
+
+
+def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:
+    """Read q `[B, T, H, K]` from the memory as it is, writing nothing: y `[B, T, H, V]` (Titans eq. 15).
+
+    Raises `ValueError` when q does not fit the state.
+    """
+    if q.dim() != 4:
+        raise ValueError(f"q must be [B, T, H, K]; got {tuple(q.shape)}.")
+    inputs.check_state(rule, state, q.shape[0], q.shape[2])
+    value_dim = list(state.weights.values())[-1].shape[-1]
+    with _plain_mode(q):
+        dtype = inputs.computation_dtype(q, *state.weights.values())
+        q_, state = _ordinary((q, state))
+        q_ = q_.to(dtype)
+        gates = {name: q_.new_zeros(q.shape[:3]) for name in rule.gates}
+        q_ = rule.prepare(q_, q_, q_.new_zeros(*q.shape[:3], value_dim), gates)[0]
+        inputs.check_widths(rule, state, q_.shape[-1], value_dim)
+        rows = to_rows(state, dtype)
+        weights = rows.weights
+        if rule.effective is not identity:
+            begins = per_row(state.offset == 0, q.shape[2])[:, None, None]
+            weights = {
+                name: torch.where(begins, rule.effective(raw), rows.anchor.get(name, raw))
+                for name, raw in weights.items()
+            }
+        y = rule.memory.forward(lambda name, x: x @ weights[name], _flat(q_), rows.constants)
+        return _unflat(y, q.shape[2]).to(q.dtype)
+
+
+@torch.no_grad()
+def observe(
+    rule: Rule,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    state: MemoryState,
+    *,
+    mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+) -> Observation:
+    """What `memorize` meets on the way: each token's loss and surprise at its gradient point, 0 where masked.
+
+    Surprise is the gradient's norm before any `surprise_limit`. Arguments and errors as for `memorize`.
+    """
+    watch: Watch = []
+    y, _ = _memorize(rule, q, k, v, gates, state, mask, segment_ids, "auto", 64, watch)
+    if not watch:
+        nothing = y.new_zeros(y.shape[:3])
+        return Observation(nothing, nothing, dict(gates))
+    loss, surprise = (torch.cat(parts, 1) for parts in zip(*watch, strict=True))
+    return Observation(loss, surprise, inputs.filled_in(rule, gates, k))
+
+
+def _memorize(
+    rule: Rule,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    state: MemoryState,
+    mask: Tensor | None,
+    segment_ids: Tensor | None,
+    form: plan.Form,
+    block_size: int,
+    watch: Watch | None,
+) -> tuple[Tensor, MemoryState]:
+    inputs.check(rule, q, k, v, gates, state, mask, segment_ids)
+    if block_size < 1:
+        raise ValueError(f"block_size counts tokens taken at once, so it must be >= 1; got {block_size}.")
+    chosen = plan.choose(rule, form, k.shape[1])
+    with _plain_mode(q):
+        dtype = inputs.computation_dtype(q, k, v, *gates.values(), *state.weights.values())
+        tokens, state, mask, segment_ids = _ordinary(((q, k, v, dict(gates)), state, mask, segment_ids))
+        tokens = map_tensors(lambda x: _clean(x, mask).to(dtype), tokens)
+        full = (*tokens[:3], inputs.filled_in(rule, tokens[3], tokens[1]))
+        full = rule.prepare(*full)
+        inputs.check_widths(rule, state, full[1].shape[-1], full[2].shape[-1])
+
+        def run(part: slice, state: MemoryState) -> tuple[Tensor, MemoryState]:
+            here = map_tensors(lambda x: x[:, part], full)
+            return _piece(rule, here, state, None if mask is None else mask[:, part], chosen, block_size, watch)
+
+        if segment_ids is None:
+            y, state = run(slice(None), state)
+        else:
+            y, state = _documents(run, rule, mask, segment_ids, state)
+        y = y if mask is None else torch.where(mask[..., None, None], y, 0)
+        return y.to(v.dtype), state
+
+
+def _documents(
+    run: Callable[[slice, MemoryState], tuple[Tensor, MemoryState]],
+    rule: Rule,
+    mask: Tensor | None,
+    segment_ids: Tensor,
+    state: MemoryState,
+) -> tuple[Tensor, MemoryState]:
+    outputs = [run(slice(0, 0), state)[0]]  # so that no tokens at all give an output of the right shape
+    for piece in pieces(mask, segment_ids, state.segment):
+        state = state if piece.resets is None else state.reset(piece.resets, rule)
+        y, state = run(slice(piece.start, piece.stop), state)
+        state = replace(state, segment=piece.segment)
+        outputs.append(y)
+    return torch.cat(outputs, 1), state
+
+
+def _piece(
+    rule: Rule, tokens: _Tokens, state: MemoryState, mask: Tensor | None, form: str, block_size: int, watch: Watch | None
+) -> tuple[Tensor, MemoryState]:
+    """Tokens of one document a row, in the chosen form."""
+    length, heads = tokens[1].shape[1:3]
+    rows = to_rows(state, tokens[1].dtype)
+    tokens = map_tensors(_flat, tokens)
+    offset, row_mask = per_row(state.offset, heads), None if mask is None else per_row(mask, heads)
+    seen: Watch | None = None if watch is None else []
+    if form == "scan":
+        y, rows = scan(rule, *tokens, rows, row_mask, offset, seen)
+    else:
+        layout = lay_out(rule, row_mask, offset, state.phase, length, block_size)
+        placed = map_tensors(layout.to_slots, tokens)
+        y, rows = dual(rule, *placed, rows, layout.blocks, layout.valid, seen)
+        y = layout.to_tokens(y)
+        seen = seen and [tuple(layout.to_tokens(torch.cat(x, 1)) for x in zip(*seen, strict=True))]  # type: ignore[assignment]
+    if watch is not None and seen:
+        watch.extend(map_tensors(lambda x: _unflat(x, heads), tuple(seen)))
+    valid = length if mask is None else mask.sum(1)
+    phase = None if mask is not None or state.phase is None else (state.phase + length) % rule.period
+    return _unflat(y, heads), from_rows(rows, state, (state.offset + valid) % rule.period, phase)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """`[B, T, H, ...]` -> `[N, T, ...]`."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _unflat(x: Tensor, heads: int) -> Tensor:
+    """`[N, T, ...]` -> `[B, T, H, ...]`."""
+    return x.unflatten(0, (-1, heads)).transpose(1, 2)
+
+
+def _clean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Replace what stands under the mask: it never was, a NaN included."""
+    if mask is None:
+        return x
+    return torch.where(mask.view(*mask.shape, *[1] * (x.dim() - 2)), x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+@contextmanager
+def _plain_mode(like: Tensor) -> Iterator[None]:
+    """Leave autocast, which would round the state, and inference mode, in which no gradient can be taken."""
+    with torch.autocast(like.device.type, enabled=False):
+        if not torch.is_inference_mode_enabled():
+            yield
+        else:
+            with torch.inference_mode(False), torch.no_grad():
+                yield
+
+
+def _ordinary(tree: Tree) -> Tree:
+    """Copy tensors that were made in inference mode, which autograd refuses."""
+    return map_tensors(lambda x: x.clone() if x.is_inference() else x, tree)

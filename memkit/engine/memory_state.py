@@ -1,0 +1,217 @@
+"""The state of a memory, and its view as flat rows inside the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from memkit.rule import Gates, Rule
+from memkit.state import State, map_tensors
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window(State):
+    """The last tokens of an Omega rule, oldest first, right-aligned: k, v, gates and which of them exist."""
+
+    k: Tensor
+    v: Tensor
+    gates: dict[str, Tensor]
+    filled: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryState(State):
+    """What a memory knows after some tokens: a value of size independent of how many.
+
+    initial, weights: name -> `[B, H, in, out]`: what a reset returns to, and the raw weights now.
+    slots: name -> tuple of `[B, H, in, out]` (momentum, ...).
+    constants: name -> `[B, H, ...]`, learned in the outer loop only.
+    anchor: name -> the weights that gradients of the running mini-batch see; empty where every token begins one.
+    pending: name -> the unfinished sum of a write with update_every > 1, else empty.
+    window: the tokens carried by an Omega rule, else None.
+    offset `[B]`: valid tokens since the last multiple of the rule's period; phase: the same as an integer while
+        all rows agree without looking, else None.
+    segment `[B]`: the document each row is in, -1 before the first.
+    """
+
+    initial: Weights
+    weights: Weights
+    slots: dict[str, tuple[Tensor, ...]]
+    constants: dict[str, Tensor]
+    anchor: Weights
+    pending: Weights
+    window: Window | None
+    offset: Tensor
+    phase: int | None
+    segment: Tensor
+
+    def reset(self, rows: Tensor, rule: Rule) -> Self:
+        """Start the rows marked True `[B]` afresh: initial weights, empty slots, window and offset."""
+        return self.merge(rows, fresh_state(rule, self))
+
+
+def init_state(
+    rule: Rule,
+    *,
+    batch: int,
+    heads: int,
+    key_dim: int,
+    value_dim: int,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> MemoryState:
+    """The state before the first token, with weights drawn from N(0, 1 / in), the same for all rows.
+
+    Raises `ValueError` for sizes below 1 or that the rule's memory refuses.
+    """
+    for name, value in (("batch", batch), ("heads", heads), ("key_dim", key_dim), ("value_dim", value_dim)):
+        if value < (0 if name == "batch" else 1):
+            raise ValueError(f"init_state: {name} = {value} is not a size.")
+    if not dtype.is_floating_point or dtype.itemsize < 4:
+        raise ValueError(f"a memory's state is kept in float32 or better; got {dtype}.")
+    key_dim = prepared_key_dim(rule, key_dim, value_dim)
+    weights = {
+        name: (torch.randn(heads, *shape, generator=generator) / shape[0] ** 0.5).to(device, dtype)
+        for name, shape in rule.memory.shapes(key_dim, value_dim).items()
+    }
+    constants = {
+        name: value.to(device, dtype).expand(heads, *value.shape)
+        for name, value in rule.memory.constants(key_dim, value_dim).items()
+    }
+    return state_from(rule, weights, constants, batch, key_dim, value_dim)
+
+
+def prepared_key_dim(rule: Rule, key_dim: int, value_dim: int) -> int:
+    """The key width after the rule's feature map, found by mapping no tokens at all."""
+    none = {name: torch.zeros(1, 0, 1) for name in rule.gates}
+    key, value = torch.zeros(1, 0, 1, key_dim), torch.zeros(1, 0, 1, value_dim)
+    return rule.prepare(key, key, value, none)[1].shape[-1]
+
+
+def state_from(
+    rule: Rule, weights: Weights, constants: Mapping[str, Tensor], batch: int, key_dim: int, value_dim: int
+) -> MemoryState:
+    """The state before the first token, from weights `[H, in, out]` and constants `[H, ...]` (gradients flow)."""
+
+    def rows(x: Tensor) -> Tensor:
+        return x.expand(batch, *x.shape)
+
+    def zeros(x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    initial = {name: rows(weight) for name, weight in weights.items()}
+    some = next(iter(initial.values()))
+    counts = torch.zeros(batch, dtype=torch.long, device=some.device)
+    return MemoryState(
+        initial=initial,
+        weights=initial,
+        slots={name: rule.init_slots(weight) for name, weight in initial.items()},
+        constants={name: rows(value) for name, value in constants.items()},
+        anchor=initial if rule.mini_batch > 1 and rule.sees_weights else {},
+        pending={name: zeros(weight) for name, weight in initial.items()} if rule.update_every > 1 else {},
+        window=_empty_window(rule, some, key_dim, value_dim),
+        offset=counts,
+        phase=0,
+        segment=counts - 1,
+    )
+
+
+def fresh_state(rule: Rule, state: MemoryState) -> MemoryState:
+    """The state that `state` began with: its initial weights, everything else empty."""
+    window = state.window
+    return replace(
+        state,
+        weights=state.initial,
+        slots={name: rule.init_slots(weight) for name, weight in state.initial.items()},
+        anchor=state.initial if state.anchor else {},
+        pending=map_tensors(torch.zeros_like, state.pending),
+        window=None if window is None else replace(window, filled=torch.zeros_like(window.filled)),
+        offset=torch.zeros_like(state.offset),
+        phase=0,
+    )
+
+
+def window_gates(rule: Rule) -> list[str]:
+    """The gates that belong to a carried token: those of its loss, and its weight in the sum."""
+    return [*(gate.name for gate in rule.objective.gates), "weight"]
+
+
+def _empty_window(rule: Rule, like: Tensor, key_dim: int, value_dim: int) -> Window | None:
+    if rule.window == 1:
+        return None
+    batch, heads, carried = like.shape[0], like.shape[1], rule.window - 1
+    return Window(
+        k=like.new_zeros(batch, heads, carried, key_dim),
+        v=like.new_zeros(batch, heads, carried, value_dim),
+        gates={name: like.new_zeros(batch, heads, carried) for name in window_gates(rule)},
+        filled=torch.zeros(batch, carried, dtype=torch.bool, device=like.device),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A state with batch and heads as one axis `N`, which is how the forms see it."""
+
+    weights: Weights
+    slots: dict[str, tuple[Tensor, ...]]
+    constants: dict[str, Tensor]
+    anchor: Weights
+    pending: Weights
+    window: Window | None
+
+
+def to_rows(state: MemoryState, dtype: torch.dtype) -> Rows:
+    """Flatten `[B, H, ...]` to `[N, ...]` in the dtype of computation."""
+    heads = next(iter(state.weights.values())).shape[1]
+
+    def flat(x: Tensor) -> Tensor:
+        return x.flatten(0, 1).to(dtype)
+
+    window = state.window
+    if window is not None:
+        filled = per_row(window.filled, heads)
+        window = Window(k=flat(window.k), v=flat(window.v), gates=map_tensors(flat, window.gates), filled=filled)
+    return Rows(
+        weights=map_tensors(flat, state.weights),
+        slots=map_tensors(flat, state.slots),
+        # [N, 1, ...], so that they meet tokens [N, T, ...]
+        constants=map_tensors(lambda x: flat(x).unsqueeze(1), state.constants),
+        anchor=map_tensors(flat, state.anchor),
+        pending=map_tensors(flat, state.pending),
+        window=window,
+    )
+
+
+def from_rows(rows: Rows, state: MemoryState, offset: Tensor, phase: int | None) -> MemoryState:
+    """The state after a call, from the rows after it and the state before it."""
+    batch = state.offset.shape[0]
+    heads = next(iter(state.weights.values())).shape[1]
+
+    def unflat(x: Tensor) -> Tensor:
+        return x.unflatten(0, (batch, heads))
+
+    window = rows.window
+    if window is not None:
+        filled = unflat(window.filled)[:, 0]
+        window = Window(k=unflat(window.k), v=unflat(window.v), gates=map_tensors(unflat, window.gates), filled=filled)
+    moved: dict[str, Any] = {
+        name: map_tensors(unflat, getattr(rows, name)) for name in ("weights", "slots", "anchor", "pending")
+    }
+    return replace(state, **moved, window=window, offset=offset, phase=phase)
+
+
+def per_row(x: Tensor, heads: int) -> Tensor:
+    """Repeat a per-sequence value `[B, ...]` for every head: `[N, ...]`."""
+    return x.repeat_interleave(heads, 0)
+
+
+def gate_at(gates: Gates, index: int | slice) -> dict[str, Tensor]:
+    """Gates `[N, T]` at a token, shaped `[N, 1, 1]` to meet a weight."""
+    return {name: gate[:, index, None, None] for name, gate in gates.items()}

@@ -1,0 +1,81 @@
+"""The tape: one pass over the keys that yields every token's gradient without forming it.
+
+Running the memory at fixed weights records, for each `linear`, its input a_s and output; autograd gives
+the error r_s at the output. Token s's gradient of that weight is then a_s^T r_s, for any differentiable
+objective and any depth, and its squared norm is |a_s|^2 |r_s|^2.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from memkit.rule import Gates, Rule
+from memkit.state import map_tensors, tensors
+
+
+class Tape(NamedTuple):
+    """inputs, errors: name -> `[N, S, in]`, `[N, S, out]`; loss, surprise `[N, S]` (gradient norm, squared)."""
+
+    inputs: dict[str, Tensor]
+    errors: dict[str, Tensor]
+    loss: Tensor
+    squared_surprise: Tensor | None
+
+
+def record(
+    rule: Rule,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    anchor: dict[str, Tensor],
+    constants: dict[str, Tensor],
+    *,
+    surprise: bool = False,
+) -> Tape:
+    """Write k `[N, S, K]` -> v `[N, S, V]` at the weights `anchor`; `surprise` asks for gradient norms.
+
+    Raises `ValueError` when the memory does not use each of its weights exactly once.
+    """
+    # A graph is built only where the outer loop can use it; otherwise the errors are plain numbers.
+    graph = torch.is_grad_enabled() and any(x.requires_grad for x in tensors((k, v, dict(gates), anchor, constants)))
+    if not graph:
+        k, v, gates, anchor, constants = map_tensors(Tensor.detach, (k, v, dict(gates), anchor, constants))
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        if name in inputs:
+            raise ValueError(f"rule {rule.name!r}: its memory uses the weight {name!r} twice; each is used once.")
+        out = x @ anchor[name]
+        inputs[name], outputs[name] = x, out if out.requires_grad else out.requires_grad_()
+        return outputs[name]
+
+    with torch.enable_grad():
+        loss = rule.objective.loss(rule.memory.forward(linear, k, constants), v, gates)
+        if outputs.keys() != anchor.keys():
+            unused = sorted(anchor.keys() - outputs.keys())
+            raise ValueError(f"rule {rule.name!r}: its memory never uses the weights {unused}; each is used once.")
+        found = torch.autograd.grad(
+            loss.sum(), list(outputs.values()), create_graph=graph, materialize_grads=True
+        )
+    errors = dict(zip(outputs, found, strict=True))
+    if not graph:
+        inputs, loss = map_tensors(Tensor.detach, (inputs, loss))
+    squared = _squared_surprise(inputs, errors) if surprise or rule.surprise_limit is not None else None
+    if squared is not None and rule.surprise_limit is not None:
+        scale = limit_scale(squared, rule.surprise_limit)[..., None]
+        errors = {name: error * scale for name, error in errors.items()}
+    return Tape(inputs, errors, loss, squared)
+
+
+def limit_scale(squared_norm: Tensor, limit: float) -> Tensor:
+    """min(1, limit / norm), with a derivative that is finite at norm 0."""
+    return limit * squared_norm.clamp(min=limit**2).rsqrt()
+
+
+def _squared_surprise(inputs: dict[str, Tensor], errors: dict[str, Tensor]) -> Tensor:
+    terms = [inputs[name].square().sum(-1) * errors[name].square().sum(-1) for name in inputs]
+    return torch.stack(terms).sum(0)

@@ -1,0 +1,1 @@
+"""Sequence components with one contract."""

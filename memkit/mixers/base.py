@@ -1,0 +1,127 @@
+"""The one contract of every sequence component, and the parts of it that are the same for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memkit.documents import pieces
+from memkit.state import State
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerState(State):
+    """Base of mixer states.
+
+    segment `[B]` is the document that each row is in, `-1` before the first; it is there so that a change
+    of `segment_ids` from one call to the next starts a new document too.
+    """
+
+    segment: Tensor
+
+
+class Mixer(nn.Module):
+    """A causal map from a sequence to a sequence of the same width, with its state as a value.
+
+    `mixer(x, state=None, *, mask=None, segment_ids=None, write=True) -> (y, state)`
+
+    - x, y `[B, T, D]`, any T >= 0; y is 0 at masked tokens.
+    - mask `[B, T]` bool: False marks a token that never was, wherever it stands.
+    - segment_ids `[B, T]` integers >= 0: a change starts a new document from `init_state`.
+    - write=False reads without learning: memories keep their contents (what only tracks the position in
+      the stream, such as a convolution's tail or an attention cache, moves on).
+
+    Any cut of a sequence into calls gives the same outputs as one call. Subclasses write `mix` and
+    `init_state`; masks arrive there with the masked inputs already zeroed.
+    """
+
+    dim: int
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def init_state(self, batch: int) -> Any:
+        """The state before the first token, for `batch` rows."""
+        raise NotImplementedError(f"{type(self).__name__} has no init_state.")
+
+    def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
+        """One document piece: x `[B, T, D]` -> (y, state)."""
+        raise NotImplementedError(f"{type(self).__name__} has no mix.")
+
+    def state_bytes(self, tokens: int) -> int:
+        """Bytes of one row's state after `tokens` tokens."""
+        raise NotImplementedError(f"{type(self).__name__} has no state_bytes.")
+
+    def reset(self, state: Any, rows: Tensor) -> Any:
+        """Start the rows marked True `[B]` afresh."""
+        return state.merge(rows, self.init_state(rows.shape[0]))
+
+    def forward(
+        self,
+        x: Tensor,
+        state: Any = None,
+        *,
+        mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        write: bool = True,
+    ) -> tuple[Tensor, Any]:
+        """Run the mixer; see the class for the contract. Raises `ValueError` for shapes that do not fit."""
+        check_sequence(self, x, state, mask, segment_ids)
+        state = self.init_state(x.shape[0]) if state is None else state
+        if mask is not None:  # `where`, so that even a NaN under the mask has no effect, on gradients neither
+            x = torch.where(mask[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
+        if segment_ids is None:
+            y, state = self.mix(x, state, mask, write)
+        else:
+            y, state = self._documents(x, state, mask, segment_ids, write)
+        if mask is not None:
+            y = torch.where(mask[..., None], y, torch.zeros((), dtype=y.dtype, device=y.device))
+        return y, state
+
+    def _documents(
+        self, x: Tensor, state: Any, mask: Tensor | None, segment_ids: Tensor, write: bool
+    ) -> tuple[Tensor, Any]:
+        outputs = []
+        for piece in pieces(mask, segment_ids, state.segment):
+            if piece.resets is not None:
+                state = self.reset(state, piece.resets)
+            part = slice(piece.start, piece.stop)
+            y, state = self.mix(x[:, part], state, None if mask is None else mask[:, part], write)
+            state = with_segment(state, piece.segment)
+            outputs.append(y)
+        return (torch.cat(outputs, 1) if outputs else x[:, :0]), state
+
+
+def with_segment(state: Any, segment: Tensor) -> Any:
+    """The same state, in the given documents."""
+    return replace(state, segment=segment)
+
+
+def no_segment(batch: int, device: torch.device) -> Tensor:
+    """The `segment` of rows that are in no document yet: -1 `[B]`."""
+    return torch.full((batch,), -1, dtype=torch.long, device=device)
+
+
+def check_sequence(
+    mixer: Mixer, x: Tensor, state: Any, mask: Tensor | None, segment_ids: Tensor | None
+) -> None:
+    """Raise `ValueError` unless inputs fit the mixer and each other."""
+    what = type(mixer).__name__
+    if x.dim() != 3 or x.shape[-1] != mixer.dim:
+        raise ValueError(f"{what} takes x [B, T, D] with D = {mixer.dim}; got {tuple(x.shape)}.")
+    for name, value in (("mask", mask), ("segment_ids", segment_ids)):
+        if value is not None and value.shape != x.shape[:2]:
+            raise ValueError(f"{name} must be [B, T] = {tuple(x.shape[:2])}; got {tuple(value.shape)}.")
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"mask must be boolean (True = a real token); got {mask.dtype}. Use mask.bool().")
+    if segment_ids is not None and segment_ids.is_floating_point():
+        raise ValueError(f"segment_ids must be integers; got {segment_ids.dtype}.")
+    if state is not None and state.segment.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"the state has {state.segment.shape[0]} rows and x has {x.shape[0]}. Use state.select(rows), "
+            f"or {what}.init_state({x.shape[0]})."
+        )

@@ -1,0 +1,1 @@
+"""The parts that rules are made of: memories, objectives, optimizers, retentions and gradient points."""

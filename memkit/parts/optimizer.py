@@ -1,0 +1,42 @@
+"""Optimizers (memory algorithm): how a token's gradient becomes a step, on one weight."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from memkit.registry import register
+from memkit.rule import Gate, Gates, Optimizer, Slots
+
+LR = Gate("lr", 0.0, math.inf)
+MOMENTUM = Gate("momentum", 0.0, 1.0)
+
+
+def gradient_step(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
+    """-lr grad   (Titans eq. 8)."""
+    return -gates["lr"] * grad, ()
+
+
+def momentum_step(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
+    """S_t = momentum S_{t-1} - lr grad   (Titans eq. 10, 14)."""
+    step = gates["momentum"] * slots[0] - gates["lr"] * grad
+    return step, (step,)
+
+
+def zero_slot(weight: Tensor) -> Slots:
+    """One slot of zeros: no past surprise."""
+    return (torch.zeros_like(weight),)
+
+
+@register("optimizer", "gradient_descent")
+def gradient_descent() -> Optimizer:
+    """Plain gradient descent; gate lr."""
+    return Optimizer(name="gradient_descent", step=gradient_step, gates=(LR,))
+
+
+@register("optimizer", "momentum")
+def momentum() -> Optimizer:
+    """Gradient descent with momentum, Titans' past surprise; gates lr, momentum."""
+    return Optimizer(name="momentum", step=momentum_step, init=zero_slot, gates=(LR, MOMENTUM))

@@ -1,0 +1,177 @@
+"""The registry: components by name, configs as data, strict in both.
+
+A component is a factory (a function or a class) registered in its own file:
+
+    @register("rule", "mine")
+    def mine(*, depth: int = 1) -> Rule: ...
+
+`build("rule", "mine", depth=2)` calls it. Options are checked against the factory's signature before
+anything is built: an unknown name or option is an error that names the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import typing
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+ENTRY_POINT_GROUP = "memkit.components"
+
+Spec = str | dict[str, Any]
+"""A component as an option of another: its name, or `{"name": ..., option: value, ...}`."""
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+_factories: dict[str, dict[str, Callable[..., Any]]] = {}
+_discovered = False
+
+
+def register(kind: str, name: str) -> Callable[[Factory], Factory]:
+    """Decorate a factory so that `build(kind, name, **options)` calls it.
+
+    Raises `ValueError` when another factory already has that name.
+    """
+
+    def add(factory: Factory) -> Factory:
+        known = _factories.setdefault(kind, {})
+        held = known.get(name)
+        if held is not None and (held.__module__, held.__qualname__) != (factory.__module__, factory.__qualname__):
+            raise ValueError(
+                f"{kind} {name!r} is already registered by {held.__module__}.{held.__qualname__}. Choose another name."
+            )
+        known[name] = factory
+        return factory
+
+    return add
+
+
+def names(kind: str) -> list[str]:
+    """Return the sorted names of all components of a kind, those of upper storeys and third parties included."""
+    discover()
+    if kind not in _factories:
+        raise ValueError(f"unknown kind {kind!r}. {nearest(kind, _factories)}")
+    return sorted(_factories[kind])
+
+
+def factory(kind: str, name: str) -> Callable[..., Any]:
+    """Return the factory registered under a name; `ValueError` names the nearest one when there is none."""
+    if name not in _factories.get(kind, {}):
+        known = names(kind)  # discovers, and complains about an unknown kind
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}. {nearest(name, known)}")
+    return _factories[kind][name]
+
+
+def build(kind: str, spec: Any, /, **options: Any) -> Any:
+    """Build a component.
+
+    `spec` is a name, or a mapping `{"name": ..., option: value, ...}`, or an object that is already built,
+    which is returned as it is. Raises `ValueError` for unknown names and options, missing required
+    options and values of a wrong type, before anything is built.
+    """
+    if isinstance(spec, str):
+        return Config(kind, spec, options).build()
+    if isinstance(spec, Mapping):
+        return Config.of(kind, spec, **options).build()
+    if options:
+        raise ValueError(
+            f"this {kind} is already built, so the options {sorted(options)} cannot apply. "
+            "Pass its name together with the options."
+        )
+    return spec
+
+
+@dataclass(frozen=True)
+class Config:
+    """A component as data: a kind, a name and options. It round-trips through YAML and is never pickled."""
+
+    kind: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, kind: str, spec: str | Mapping[str, Any], **options: Any) -> Config:
+        """Read a name or a mapping `{"name": ..., option: value, ...}`, with further options."""
+        if isinstance(spec, str):
+            return cls(kind, spec, options)
+        if not isinstance(spec.get("name"), str):
+            raise ValueError(f"a {kind} given as a mapping needs a 'name'; got the keys {sorted(map(str, spec))}.")
+        inner = {str(key): value for key, value in spec.items() if key != "name"}
+        twice = sorted(inner.keys() & options.keys())
+        if twice:
+            raise ValueError(f"{kind} {spec['name']!r} got {twice} twice: in its mapping and as options.")
+        return cls(kind, spec["name"], {**inner, **options})
+
+    def check(self) -> None:
+        """Raise `ValueError` unless `build` would accept this name and these options."""
+        _check_options(self.kind, self.name, factory(self.kind, self.name), self.options)
+
+    def build(self) -> Any:
+        """Check, then call the factory."""
+        self.check()
+        return factory(self.kind, self.name)(**self.options)
+
+    def to_yaml(self) -> str:
+        """Write the config as YAML; `ValueError` for options that are objects and not data."""
+        try:
+            return yaml.safe_dump({"kind": self.kind, "name": self.name, **self.options}, sort_keys=False)
+        except yaml.representer.RepresenterError as error:
+            raise ValueError(
+                f"{self.kind} {self.name!r} has an option that is not data, so it cannot be written as YAML: "
+                f"{error.args[-1]!r}. Give components by name and options."
+            ) from error
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Config:
+        """Read what `to_yaml` wrote."""
+        data = yaml.safe_load(text)
+        if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
+            raise ValueError("a config is a YAML mapping with the keys 'kind' and 'name' and the component's options.")
+        return cls.of(data.pop("kind"), data)
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """Say which known name is meant, or list them all: the last sentence of an error."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    listed = f"Known: {', '.join(known)}." if known else "There are none."
+    return f"Did you mean {close[0]!r}? {listed}" if close else listed
+
+
+def _check_options(kind: str, name: str, made_by: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(made_by).parameters
+    for option in options:
+        if option not in parameters:
+            raise ValueError(f"{kind} {name!r} has no option {option!r}. {nearest(option, parameters)}")
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
+    if missing:
+        raise ValueError(f"{kind} {name!r} needs the option{'s' * (len(missing) > 1)} {', '.join(missing)}.")
+    hints = typing.get_type_hints(made_by.__init__ if inspect.isclass(made_by) else made_by, include_extras=True)
+    strict = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True)
+    for option, value in options.items():
+        try:
+            pydantic.TypeAdapter(hints.get(option, Any), config=strict).validate_python(value)
+        except pydantic.ValidationError as error:
+            reasons = "; ".join(sorted({item["msg"] for item in error.errors()}))
+            raise ValueError(f"{kind} {name!r}: option {option!r} = {value!r} does not fit: {reasons}.") from None
+
+
+def discover() -> None:
+    """Import every module that an installed distribution names as a home of components, once."""
+    global _discovered
+    if _discovered:
+        return
+    _discovered = True  # first, so that a module which calls `names` while it is imported does not recurse
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            point.load()
+        except Exception as error:  # a broken third party must not take every other component with it
+            warnings.warn(f"components of {point.value!r} are not available: {error!r}", stacklevel=3)

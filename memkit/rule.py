@@ -1,0 +1,230 @@
+"""A memory rule as data: four choices (memory, objective, optimizer, retention) and what time means.
+
+The update is written once, for one weight and one token (`Rule.update`). The engine derives the rest.
+Rules are data and never import the engine.
+
+Axes, here and everywhere: `B` batch, `T` tokens, `H` heads, `D` model width, `K` key width, `V` value width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Gates = Mapping[str, Tensor]
+Slots = tuple[Tensor, ...]
+Linear = Callable[[str, Tensor], Tensor]
+Prepared = tuple[Tensor, Tensor, Tensor, Gates]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A per-token number that a rule needs.
+
+    low, high: the closed range in which the rule is meant to be used (`high` may be infinite).
+    per: "head" for `[B, T, H]`, "key" for `[B, T, H, K]`, "value" for `[B, T, H, V]`.
+    default: what stands in when the gate is not given; None makes the gate required.
+    """
+
+    name: str
+    low: float
+    high: float
+    per: Literal["head", "key", "value"] = "head"
+    default: float | None = None
+
+
+class MemoryModel(Protocol):
+    """A map from keys to values whose weights are fast.
+
+    `forward` touches its fast weights only through `linear(name, x)`, which stands for `x @ weight[name]`,
+    each exactly once, and never mixes tokens; so the same lines serve writing, reading and decoding.
+    What is learned in the outer loop only (the gain of a norm) is a constant. A bias is a column of ones.
+    """
+
+    @property
+    def linear(self) -> bool:
+        """Whether the memory is one matrix and nothing else."""
+        ...
+
+    def shapes(self, key_dim: int, value_dim: int) -> dict[str, tuple[int, int]]:
+        """Name -> (in, out) of every fast weight, ordered from input to output."""
+        ...
+
+    def constants(self, key_dim: int, value_dim: int) -> dict[str, Tensor]:
+        """Name -> initial value (1-D) of every constant."""
+        ...
+
+    def forward(self, linear: Linear, x: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        """Map x `[..., K]` to predictions `[..., V]`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """The attentional bias: what a write makes smaller.
+
+    loss(prediction `[..., V]`, target `[..., V]`, gates) -> `[...]`, one number a token.
+    linear: whether the loss is linear in the prediction, so that its gradient there sees no weights.
+    """
+
+    name: str
+    loss: Callable[[Tensor, Tensor, Gates], Tensor]
+    gates: tuple[Gate, ...] = ()
+    linear: bool = False
+
+
+def no_slots(weight: Tensor) -> Slots:
+    """Slots of an optimizer or a retention that remembers nothing."""
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How a gradient becomes a step, on one weight: a few lines of arithmetic, valid for matrices and scalars.
+
+    init(weight) -> slots, zero-cost memory such as the momentum.
+    step(grad, weight, slots, gates) -> (step, slots).
+    linear: whether step and slots are linear in (grad, weight, slots); a law checks the claim.
+    """
+
+    name: str
+    step: Callable[[Tensor, Tensor, Slots, Gates], tuple[Tensor, Slots]]
+    init: Callable[[Tensor], Slots] = no_slots
+    gates: tuple[Gate, ...] = ()
+    linear: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """What is kept of the weight when a step arrives, on one weight.
+
+    init(weight) -> slots that stay as they are (for example the weight to return to).
+    keep(weight, step, slots, gates) -> weight.
+    linear: whether the result is linear in (weight, step, slots); a law checks the claim.
+    """
+
+    name: str
+    keep: Callable[[Tensor, Tensor, Slots, Gates], Tensor]
+    init: Callable[[Tensor], Slots] = no_slots
+    gates: tuple[Gate, ...] = ()
+    linear: bool = True
+
+
+Point = Callable[[Tensor, Slots, Gates], Tensor]
+Prepare = Callable[[Tensor, Tensor, Tensor, Gates], Prepared]
+Effective = Callable[[Tensor], Tensor]
+
+
+def at_weights(weight: Tensor, slots: Slots, gates: Gates) -> Tensor:
+    """The gradient point of plain gradient descent: the weight itself."""
+    return weight
+
+
+def as_given(q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> Prepared:
+    """Leave queries, keys, values and gates as they are."""
+    return q, k, v, gates
+
+
+def identity(weight: Tensor) -> Tensor:
+    """The memory uses its raw weight."""
+    return weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A memory's update as frozen data.
+
+    point: where the gradient is taken, from (weight, slots, gates) as a mini-batch begins.
+    prepare: (q, k, v, gates) -> the same, once per call, token by token: feature maps, implicit steps.
+    effective: raw weight -> the weight that the memory uses, taken when a mini-batch begins; a query that
+        completes a mini-batch under read="after" sees the next one.
+    mini_batch: gradients see the weights at the last multiple of so many tokens (Titans eq. 16); 1 is the
+        exact online rule. This is meaning, not speed.
+    read: whether token t's query sees its own write ("after") or not ("before").
+    update_every: tokens per write: so many gradients, each times the gate `weight`, make one step.
+    window: the Omega rule: each write uses the gradients of the last so many tokens, each times `weight`.
+    surprise_limit: scale each token's whole gradient down to this norm; None, the papers' rule, does not.
+
+    Raises `ValueError` for combinations that have no meaning.
+    """
+
+    name: str = "unnamed"
+    memory: MemoryModel
+    objective: Objective
+    optimizer: Optimizer
+    retention: Retention
+    point: Point = at_weights
+    prepare: Prepare = as_given
+    effective: Effective = identity
+    mini_batch: int = 16
+    read: Literal["after", "before"] = "after"
+    update_every: int = 1
+    window: int = 1
+    surprise_limit: float | None = None
+    gates: dict[str, Gate] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        _check_rule(self)
+        found: dict[str, Gate] = {}
+        weighted = (Gate("weight", 0.0, 1.0, default=1.0),) if max(self.window, self.update_every) > 1 else ()
+        for gate in (*self.objective.gates, *self.optimizer.gates, *self.retention.gates, *weighted):
+            if found.setdefault(gate.name, gate) != gate:
+                raise ValueError(
+                    f"rule {self.name!r}: two of its parts declare the gate {gate.name!r} differently: "
+                    f"{found[gate.name]} and {gate}. Rename one of them."
+                )
+        object.__setattr__(self, "gates", found)
+
+    @cached_property
+    def optimizer_slots(self) -> int:
+        """How many slots the optimizer keeps per weight."""
+        return len(self.optimizer.init(torch.zeros(())))
+
+    @cached_property
+    def sees_weights(self) -> bool:
+        """Whether writes or reads depend on the weights at the mini-batch's start; else `mini_batch` means nothing."""
+        return not (self.memory.linear and self.objective.linear) or self.effective is not identity
+
+    @cached_property
+    def period(self) -> int:
+        """Tokens after which the count of tokens starts again: the mini-batch, or the tokens of a write."""
+        return max(self.mini_batch, self.update_every) if self.sees_weights else self.update_every
+
+    def init_slots(self, weight: Tensor) -> Slots:
+        """Slots of a weight at the start of a document: the optimizer's, then the retention's."""
+        return (*self.optimizer.init(weight), *self.retention.init(weight))
+
+    def update(self, grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
+        """One write to one weight: the optimizer's step, then the retention. THE definition of the rule."""
+        n = self.optimizer_slots
+        step, moved = self.optimizer.step(grad, weight, slots[:n], gates)
+        return self.retention.keep(weight, step, slots[n:], gates), (*moved, *slots[n:])
+
+
+def _check_rule(rule: Rule) -> None:
+    for name in ("mini_batch", "update_every", "window"):
+        value = getattr(rule, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"rule {rule.name!r}: {name} counts tokens, so it must be an integer >= 1; got {value!r}.")
+    if rule.read not in ("after", "before"):
+        raise ValueError(f"rule {rule.name!r}: read is 'after' or 'before' (a token's own write); got {rule.read!r}.")
+    if rule.update_every > 1 and (rule.mini_batch > 1 or rule.window > 1):
+        raise ValueError(
+            f"rule {rule.name!r}: update_every={rule.update_every} takes all its gradients at the last write's "
+            "weights, so it needs mini_batch=1 and window=1."
+        )
+    if rule.effective is not identity and rule.point is not at_weights:
+        raise ValueError(
+            f"rule {rule.name!r}: 'effective' already says which weights gradients see, so it cannot be "
+            "combined with another 'point'. Keep one of the two."
+        )
+    if rule.surprise_limit is not None and not rule.surprise_limit > 0:
+        raise ValueError(
+            f"rule {rule.name!r}: surprise_limit is a gradient norm, so it must be > 0, or None for no limit; "
+            f"got {rule.surprise_limit!r}."
+        )

@@ -1,0 +1,1 @@
+"""The rules of the field, one file each: docstring = equation, symbols, source."""

@@ -1,0 +1,102 @@
+"""State as a value: frozen trees of tensors that go in and come out, and are never mutated.
+
+Every tensor in a state has the batch as its first axis, so rows can be selected, merged and reset
+without knowing what they mean. Integers beside tensors are facts known without looking at the device
+(a position that all rows share); they become `None` when rows come to differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+Tree = Any  # State | Tensor | dict | tuple | int | None
+T = TypeVar("T", bound="State")
+
+
+class State:
+    """Base of every state: subclasses are frozen dataclasses whose fields are trees of tensors."""
+
+    kinds: ClassVar[dict[str, type[State]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        held = State.kinds.setdefault(cls.__name__, cls)
+        if held.__module__ != cls.__module__:
+            raise ValueError(f"a state named {cls.__name__!r} already exists in {held.__module__}; rename yours.")
+        State.kinds[cls.__name__] = cls
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Return the same tree with `function` applied to every tensor."""
+        return map_tensors(function, self)
+
+    def detach(self) -> Self:
+        """Cut the graph: the same values without history, for truncated back-propagation."""
+        return self.map(Tensor.detach)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or cast as `Tensor.to` does; a floating dtype leaves counters and masks as they are."""
+        dtype = kwargs.get("dtype", next((a for a in args if isinstance(a, torch.dtype)), None))
+        rest = tuple(a for a in args if not isinstance(a, torch.dtype))
+        device = {name: value for name, value in kwargs.items() if name != "dtype"}
+
+        def move(x: Tensor) -> Tensor:
+            x = x.to(*rest, **device) if rest or device else x
+            return x.to(dtype) if dtype is not None and x.is_floating_point() else x
+
+        return self.map(move)
+
+    def select(self, rows: Tensor | slice | list[int]) -> Self:
+        """Keep some batch rows, in the given order (repeats allowed: beam search)."""
+        return self.map(lambda x: x[rows])
+
+    def merge(self, rows: Tensor, other: Self) -> Self:
+        """Take the rows where `rows` `[B]` is true from `other`, the rest from here."""
+        pairs = {n: merge_trees(rows, v, getattr(other, n)) for n, v in fields(self).items()}
+        return dataclasses.replace(self, **pairs)  # type: ignore[type-var]
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the state's tensors address, in bytes."""
+        return sum(x.numel() * x.element_size() for x in tensors(self))
+
+
+def fields(state: State) -> dict[str, Tree]:
+    """The fields of a state by name, not descending."""
+    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}  # type: ignore[arg-type]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """Apply `function` to every tensor of a tree."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, State):
+        return dataclasses.replace(tree, **{n: map_tensors(function, v) for n, v in fields(tree).items()})  # type: ignore[type-var]
+    if isinstance(tree, dict):
+        return {name: map_tensors(function, value) for name, value in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(map_tensors(function, value) for value in tree)
+    return tree
+
+
+def merge_trees(rows: Tensor, here: Tree, other: Tree) -> Tree:
+    """Row-wise choice between two trees of the same structure; see `State.merge`."""
+    if isinstance(here, Tensor):
+        return torch.where(rows.view(-1, *[1] * (here.dim() - 1)), other, here)
+    if isinstance(here, State):
+        return here.merge(rows, other)  # its own, so that a state whose shapes may differ is also right inside another
+    if isinstance(here, dict):
+        return {name: merge_trees(rows, value, other[name]) for name, value in here.items()}
+    if isinstance(here, tuple):
+        return tuple(merge_trees(rows, a, b) for a, b in zip(here, other, strict=True))
+    return here if here == other else None
+
+
+def tensors(tree: Tree) -> list[Tensor]:
+    """All tensors of a tree, in order."""
+    found: list[Tensor] = []
+    map_tensors(lambda x: (found.append(x), x)[1], tree)
+    return found
