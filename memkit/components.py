@@ -1,14 +1,20 @@
 """The toolkit's own components: importing this module registers them."""
 
+from memkit.mixers import attention, neural_memory, persistent
+from memkit.mixers import mamba2 as mamba2_mixer
 from memkit.parts import memory, objective, optimizer, retention
 from memkit.rules import mamba2 as mamba2_rule
 from memkit.rules import titans
 
 __all__ = [
+    "attention",
+    "mamba2_mixer",
     "mamba2_rule",
     "memory",
+    "neural_memory",
     "objective",
     "optimizer",
+    "persistent",
     "retention",
     "titans",
 ]

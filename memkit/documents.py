@@ -25,11 +25,16 @@ class Piece(NamedTuple):
 def pieces(mask: Tensor | None, segment_ids: Tensor, last: Tensor) -> list[Piece]:
     """Cut a call with segment_ids `[B, T]` and the rows' last documents `last` `[B]` (-1: none) into pieces.
 
-    A masked token never was, so its id does not count.
+    A masked token never was, so its id does not count. Raises `ValueError` for ids below 0.
     """
     tokens = segment_ids.shape[1]
     if tokens == 0:
         return []
+    negative = segment_ids < 0 if mask is None else (segment_ids < 0) & mask
+    if bool(negative.any()):  # it would pass for "no document yet", and the next document would see this one
+        raise ValueError(
+            f"segment_ids must be at least 0; got {int(segment_ids[negative][0])}. Mark padding with `mask` instead."
+        )
     ids = _carry_forward(mask, segment_ids.long(), last)
     before = torch.cat([last[:, None], ids[:, :-1]], 1)
     changes = (ids != before) & (before >= 0)  # leaving "no document yet" needs no reset

@@ -26,7 +26,9 @@ class State:
     def __init_subclass__(cls) -> None:
         held = State.kinds.setdefault(cls.__name__, cls)
         if held.__module__ != cls.__module__:
-            raise ValueError(f"a state named {cls.__name__!r} already exists in {held.__module__}; rename yours.")
+            raise ValueError(
+                f"a state named {cls.__name__!r} already exists in {held.__module__}; rename yours."
+            )
         State.kinds[cls.__name__] = cls
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -87,7 +89,7 @@ def merge_trees(rows: Tensor, here: Tree, other: Tree) -> Tree:
     if isinstance(here, Tensor):
         return torch.where(rows.view(-1, *[1] * (here.dim() - 1)), other, here)
     if isinstance(here, State):
-        return here.merge(rows, other)  # its own, so that a state whose shapes may differ is also right inside another
+        return here.merge(rows, other)  # the state's own: one whose shapes may differ knows how to
     if isinstance(here, dict):
         return {name: merge_trees(rows, value, other[name]) for name, value in here.items()}
     if isinstance(here, tuple):

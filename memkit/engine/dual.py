@@ -21,10 +21,10 @@ from torch import Tensor
 
 from memkit.engine import coefficients
 from memkit.engine.coefficients import Coefficients
-from memkit.engine.layout import Block
 from memkit.engine.memory_state import Rows, Weights, Window, gate_at, window_gates
 from memkit.engine.scan import Watch
 from memkit.engine.tape import Tape, record
+from memkit.layout import Block
 from memkit.rule import Gates, Linear, Rule, identity
 
 

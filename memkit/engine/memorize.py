@@ -13,9 +13,9 @@ from torch import Tensor
 from memkit.documents import pieces
 from memkit.engine import inputs, plan
 from memkit.engine.dual import dual
-from memkit.engine.layout import lay_out
 from memkit.engine.memory_state import MemoryState, from_rows, per_row, to_rows
 from memkit.engine.scan import Watch, scan
+from memkit.layout import lay_out, without_periods
 from memkit.rule import Gates, Rule, identity
 from memkit.state import Tree, map_tensors
 
@@ -175,7 +175,10 @@ def _piece(
     if form == "scan":
         y, rows = scan(rule, *tokens, rows, row_mask, offset, seen)
     else:
-        layout = lay_out(rule, row_mask, offset, state.phase, length, block_size)
+        if rule.sees_weights:
+            layout = lay_out(rule.period, row_mask, offset, state.phase, length, block_size)
+        else:
+            layout = without_periods(row_mask, length, block_size)
         placed = map_tensors(layout.to_slots, tokens)
         y, rows = dual(rule, *placed, rows, layout.blocks, layout.valid, seen)
         y = layout.to_tokens(y)

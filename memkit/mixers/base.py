@@ -52,9 +52,14 @@ class Mixer(nn.Module):
         """One document piece: x `[B, T, D]` -> (y, state)."""
         raise NotImplementedError(f"{type(self).__name__} has no mix.")
 
+    @torch.no_grad()
     def state_bytes(self, tokens: int) -> int:
-        """Bytes of one row's state after `tokens` tokens."""
-        raise NotImplementedError(f"{type(self).__name__} has no state_bytes.")
+        """Bytes of one row's state after `tokens` tokens; a mixer whose state grows says so here."""
+        return self.init_state(1).bytes
+
+    def begin(self, tokens: Tensor) -> Any:
+        """The state of one row before a document that starts with persistent tokens `[P, D]` (Titans eq. 19)."""
+        return self(tokens[None], self.init_state(1))[1]
 
     def reset(self, state: Any, rows: Tensor) -> Any:
         """Start the rows marked True `[B]` afresh."""

@@ -1,0 +1,196 @@
+"""Memory as a Context (Titans 4.1, eq. 21-25): attention over [persistent | what the memory recalls | segment].
+
+Per segment: read the memory as it was when the segment began, attend, write what attention said, read
+again, gate. It is causal at every token, which the equations leave open: h_j comes from token j's query,
+so token i sees h_j for j <= i only, and its second read sees the memory as of token i, not as of the
+segment's end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from architectures.language_model import LanguageModel
+from architectures.mag import Gating
+from architectures.titans import titans_model
+from memkit.checks import positive
+from memkit.engine import MemoryState
+from memkit.layout import Block, lay_out
+from memkit.mixers.attention import attend
+from memkit.mixers.base import Mixer, MixerState
+from memkit.mixers.neural_memory import NeuralMemory, NeuralMemoryState, Projection
+from memkit.mixers.rope import Rotary
+from memkit.mixers.specs import RuleSpec
+from memkit.registry import register
+
+
+@dataclass(frozen=True, kw_only=True)
+class MACState(MixerState):
+    """What a MAC layer keeps.
+
+    memory: the memory now; start: as it was when the segment began. tail: the recalling query's convolution.
+    prefix_keys, prefix_values `[B, H, P, K]`: the persistent tokens. keys, values `[B, H, 2, C, K]`: of the
+    running segment, recalled (0) and own (1) at each of its C slots; keys are rotated by their slots.
+    offset `[B]`: slots used; phase: the same while all rows agree without looking, else None.
+    """
+
+    memory: NeuralMemoryState
+    start: MemoryState
+    tail: Tensor
+    prefix_keys: Tensor
+    prefix_values: Tensor
+    keys: Tensor
+    values: Tensor
+    offset: Tensor
+    phase: int | None
+
+
+@register("mixer", "mac")
+class MemoryAsContext(Mixer):
+    """Attention within segments of `segment` tokens, whose long past is what the memory recalls of it.
+
+    Options as for `neural_memory`, and the segment. Raises `ValueError` for sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int = 4,
+        segment: int = 64,
+        rule: RuleSpec = "titans",
+        conv: int = 4,
+        surprise_limit: float | None = None,
+    ) -> None:
+        positive("segment", segment)
+        super().__init__(dim)
+        self.heads, self.segment = heads, segment
+        self.memory = NeuralMemory(dim=dim, heads=heads, rule=rule, conv=conv, surprise_limit=surprise_limit)
+        self.recalling = Projection(dim, dim, conv)
+        self.rotary = Rotary(dim // heads)
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * dim, bias=False)
+        self.to_out = nn.Linear(dim, dim, bias=False)
+        self.norm = nn.RMSNorm(dim, eps=1e-6)
+        self.gating = Gating(dim)
+
+    def init_state(self, batch: int) -> MACState:
+        """The memory at its start, in a segment of which no slot is used."""
+        memory = self.memory.init_state(batch)
+        weight, width = self.to_kv.weight, self.dim // self.heads
+        empty = weight.new_zeros(batch, self.heads, 2, self.segment, width)
+        return MACState(
+            segment=memory.segment,
+            memory=memory,
+            start=memory.memory,
+            tail=self.recalling.init_tail(batch),
+            prefix_keys=empty[:, :, 0, :0],
+            prefix_values=empty[:, :, 0, :0],
+            keys=empty,
+            values=empty,
+            offset=torch.zeros_like(memory.segment),
+            phase=0,
+        )
+
+    def begin(self, tokens: Tensor) -> MACState:
+        """Persistent tokens are seen by every token and have no position (eq. 22); the memory does not read them."""
+        keys, values = self._keys_values(tokens[None])
+        return replace(self.init_state(1), prefix_keys=keys, prefix_values=values)
+
+    def mix(self, x: Tensor, state: MACState, mask: Tensor | None, write: bool) -> tuple[Tensor, MACState]:
+        """One document piece; see `Mixer`."""
+        tokens = x.shape[1]
+        queries, tail = self.recalling(x, state.tail, mask)
+        state = replace(state, tail=tail)
+        layout = lay_out(self.segment, mask, state.offset, state.phase, tokens, self.segment)
+        placed, queries = layout.to_slots(x), layout.to_slots(queries)
+        outputs = [placed[:, :0]]
+        for block in layout.blocks:
+            part = slice(block.start, block.stop)
+            valid = None if layout.valid is None else layout.valid[:, part]
+            y, state = self._within_segment(placed[:, part], queries[:, part], block, valid, state, write)
+            outputs.append(y)
+        counted = tokens if mask is None else mask.sum(1)
+        known = mask is None and state.phase is not None
+        phase = (state.phase + tokens) % self.segment if known else None  # type: ignore[operator]
+        state = replace(state, offset=(state.offset + counted) % self.segment, phase=phase)
+        return layout.to_tokens(torch.cat(outputs, 1)), state
+
+    def _within_segment(
+        self, x: Tensor, queries: Tensor, block: Block, valid: Tensor | None, state: MACState, write: bool
+    ) -> tuple[Tensor, MACState]:
+        """Tokens x `[B, L, D]` of one segment, from slot `block.slot` on."""
+        start = state.start
+        if isinstance(block.begins, Tensor):
+            start = start.merge(block.begins, state.memory.memory)
+        elif block.begins:
+            start = state.memory.memory
+        recalled = self.memory.recall(x, queries, start)  # (21)
+        slot = torch.as_tensor(block.slot, device=x.device).view(-1, 1) + torch.arange(
+            x.shape[1], device=x.device
+        )
+        slot = slot.expand(x.shape[0], -1)
+        keys, values = self._enter(recalled, x, slot, valid, state)  # (22)
+        y = x + self._attend(x, slot, keys, values, state)  # (23)
+        read, memory = self.memory(self.norm(y), state.memory, mask=valid, write=write)  # (24), (25)
+        state = replace(state, memory=memory, start=start, keys=keys, values=values)
+        return self.gating(y, read), state
+
+    def _enter(
+        self, recalled: Tensor, x: Tensor, slot: Tensor, valid: Tensor | None, state: MACState
+    ) -> tuple[Tensor, Tensor]:
+        """Put the keys and values of h and x at their slots `[B, L]` of the running segment."""
+        pairs = [self._keys_values(part) for part in (recalled, x)]
+        new_keys = torch.stack([self.rotary(keys, slot) for keys, _ in pairs], 2)
+        new_values = torch.stack([values for _, values in pairs], 2)
+        index = slot[:, None, None, :, None].expand_as(new_keys)
+        found = []
+        for held, new in ((state.keys, new_keys), (state.values, new_values)):
+            new = new.to(held.dtype)
+            if valid is not None:
+                new = torch.where(valid[:, None, None, :, None], new, held.gather(3, index))
+            found.append(held.scatter(3, index, new))
+        return found[0], found[1]
+
+    def _attend(self, x: Tensor, slot: Tensor, keys: Tensor, values: Tensor, state: MACState) -> Tensor:
+        """Token i sees all persistent tokens, and h_j and x_j at slots j <= i."""
+        q = self.rotary(self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2), slot)
+        seen = torch.arange(self.segment, device=x.device) <= slot[..., None]
+        always = seen.new_ones(*seen.shape[:2], state.prefix_keys.shape[2])
+        visible = torch.cat([always, seen, seen], -1)[:, None]
+        k = torch.cat([state.prefix_keys, keys.flatten(2, 3)], 2).to(q.dtype)
+        v = torch.cat([state.prefix_values, values.flatten(2, 3)], 2).to(q.dtype)
+        return self.to_out(attend(q, k, v, visible).transpose(1, 2).flatten(2))
+
+    def _keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[B, H, T, K]`."""
+        k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return k, v
+
+
+@register("architecture", "mac")
+def mac(
+    *,
+    vocab_size: int,
+    dim: int = 128,
+    depth: int = 4,
+    heads: int = 4,
+    segment: int = 64,
+    persistent: int = 4,
+    rule: RuleSpec = "titans",
+    conv: int = 4,
+    surprise_limit: float | None = None,
+    feed_forward: float = 8 / 3,
+    checkpoint: bool = False,
+) -> LanguageModel:
+    """Titans, memory as a context: attention over what the memory recalls and the segment, in every layer."""
+    mixers = [
+        MemoryAsContext(
+            dim=dim, heads=heads, segment=segment, rule=rule, conv=conv, surprise_limit=surprise_limit
+        )
+        for _ in range(depth)
+    ]
+    return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)

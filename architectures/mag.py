@@ -1,0 +1,96 @@
+"""Memory as a Gate (Titans 4.2): the memory and a window of attention side by side, one gating the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from architectures.language_model import LanguageModel
+from architectures.titans import titans_model
+from memkit.mixers.attention import SlidingWindowAttention
+from memkit.mixers.base import Mixer, MixerState, no_segment
+from memkit.mixers.neural_memory import NeuralMemory
+from memkit.mixers.specs import RuleSpec
+from memkit.registry import register
+
+
+class Gating(nn.Module):
+    """y (x) m: both normalised with learned vector weights, then y times sigmoid(m) (Titans 4.2)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm_core = nn.RMSNorm(dim, eps=1e-6)
+        self.norm_memory = nn.RMSNorm(dim, eps=1e-6)
+
+    def forward(self, core: Tensor, memory: Tensor) -> Tensor:
+        """Gate what the core computed, `[B, T, D]`, by what the memory says, `[B, T, D]`."""
+        return self.norm_core(core) * self.norm_memory(memory).sigmoid()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAGState(MixerState):
+    """The states of the two branches."""
+
+    attention: Any
+    memory: Any
+
+
+@register("mixer", "mag")
+class MemoryAsGate(Mixer):
+    """o = SW-Attn(x) (x) M(x) (Titans eq. 27, 28). Options as for `neural_memory`, and the attention's window."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int = 4,
+        window: int = 64,
+        rule: RuleSpec = "titans",
+        conv: int = 4,
+        surprise_limit: float | None = None,
+    ) -> None:
+        super().__init__(dim)
+        self.attention = SlidingWindowAttention(dim=dim, heads=heads, window=window)
+        self.memory = NeuralMemory(dim=dim, heads=heads, rule=rule, conv=conv, surprise_limit=surprise_limit)
+        self.gating = Gating(dim)
+
+    def init_state(self, batch: int) -> MAGState:
+        """Both branches at their start."""
+        attention, memory = self.attention.init_state(batch), self.memory.init_state(batch)
+        return MAGState(segment=memory.segment, attention=attention, memory=memory)
+
+    def begin(self, tokens: Tensor) -> MAGState:
+        """Persistent tokens stay visible to the attention and are written to the memory (eq. 26)."""
+        attention, memory = self.attention.begin(tokens), self.memory.begin(tokens)
+        return MAGState(segment=no_segment(1, tokens.device), attention=attention, memory=memory)
+
+    def mix(self, x: Tensor, state: MAGState, mask: Tensor | None, write: bool) -> tuple[Tensor, MAGState]:
+        """One document piece; see `Mixer`."""
+        core, attention = self.attention(x, state.attention, mask=mask, write=write)
+        memory_out, memory = self.memory(x, state.memory, mask=mask, write=write)
+        return self.gating(core, memory_out), replace(state, attention=attention, memory=memory)
+
+
+@register("architecture", "mag")
+def mag(
+    *,
+    vocab_size: int,
+    dim: int = 128,
+    depth: int = 4,
+    heads: int = 4,
+    window: int = 64,
+    persistent: int = 4,
+    rule: RuleSpec = "titans",
+    conv: int = 4,
+    surprise_limit: float | None = None,
+    feed_forward: float = 8 / 3,
+    checkpoint: bool = False,
+) -> LanguageModel:
+    """Titans, memory as a gate: sliding-window attention gated by the memory, in every layer."""
+    mixers = [
+        MemoryAsGate(dim=dim, heads=heads, window=window, rule=rule, conv=conv, surprise_limit=surprise_limit)
+        for _ in range(depth)
+    ]
+    return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)

@@ -1,0 +1,52 @@
+"""The baselines made of attention: it sees everything, or a window."""
+
+from __future__ import annotations
+
+from architectures.hybrid import hybrid
+from architectures.language_model import LanguageModel
+from memkit.registry import register
+
+
+@register("architecture", "transformer")
+def transformer(
+    *,
+    vocab_size: int,
+    dim: int = 128,
+    depth: int = 4,
+    heads: int = 4,
+    feed_forward: float = 8 / 3,
+    checkpoint: bool = False,
+) -> LanguageModel:
+    """Full causal attention in every layer; its state grows with the text."""
+    return hybrid(
+        vocab_size=vocab_size,
+        pattern=["full_attention"],
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        feed_forward=feed_forward,
+        checkpoint=checkpoint,
+    )
+
+
+@register("architecture", "sliding_window")
+def sliding_window(
+    *,
+    vocab_size: int,
+    dim: int = 128,
+    depth: int = 4,
+    heads: int = 4,
+    window: int = 64,
+    feed_forward: float = 8 / 3,
+    checkpoint: bool = False,
+) -> LanguageModel:
+    """Causal attention over the last `window` tokens, the token itself included, in every layer."""
+    return hybrid(
+        vocab_size=vocab_size,
+        pattern=[{"name": "sliding_window", "window": window}],
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        feed_forward=feed_forward,
+        checkpoint=checkpoint,
+    )

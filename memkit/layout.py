@@ -1,0 +1,95 @@
+"""Where tokens stand when something happens every `period` tokens of a row: mini-batches, segments.
+
+Rows are aligned first, so that periods begin at the same slots for all. Where they agree anyway (no mask,
+one common phase), and for a single token, nothing moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from memkit.alignment import align
+
+
+class Block(NamedTuple):
+    """Slots start..stop, all within one period.
+
+    slot: where in its period the first one is, an integer or `[N]`.
+    begins, completes: the rows `[N]` whose period begins at `start`, or is complete at `stop`; a bool speaks
+    for all rows.
+    """
+
+    start: int
+    stop: int
+    slot: int | Tensor
+    begins: Tensor | bool
+    completes: Tensor | bool
+
+
+class Layout(NamedTuple):
+    """The blocks of a call, which slots `[N, L]` hold a token (None: all), and the moves there and back."""
+
+    blocks: list[Block]
+    valid: Tensor | None
+    to_slots: Callable[[Tensor], Tensor]
+    to_tokens: Callable[[Tensor], Tensor]
+
+
+def lay_out(
+    period: int, mask: Tensor | None, offset: Tensor, phase: int | None, tokens: int, block_size: int
+) -> Layout:
+    """Place `tokens` tokens of rows at `offset` `[N]` in their period (`phase`, where all are known to agree)."""
+    if period == 1:
+        return in_place(_cuts(0, tokens, 1, 1), mask)
+    if mask is None and phase is not None:
+        cuts = _cuts(phase, phase + tokens, period, block_size)
+        return in_place([b._replace(start=b.start - phase, stop=b.stop - phase) for b in cuts], None)
+    if tokens == 1:
+        here = torch.ones_like(offset, dtype=torch.bool) if mask is None else mask[:, 0]
+        block = Block(0, 1, offset, here & (offset == 0), here & (offset == period - 1))
+        return in_place([block], mask)
+    if mask is None:
+        mask = torch.ones(offset.shape[0], tokens, dtype=torch.bool, device=offset.device)
+    return _aligned(mask, offset, period, block_size)
+
+
+def without_periods(mask: Tensor | None, tokens: int, block_size: int) -> Layout:
+    """Cut `tokens` tokens into blocks where nothing happens at any count of them."""
+    return in_place(_cuts(0, tokens, max(tokens, 1), block_size), mask)
+
+
+def in_place(blocks: list[Block], valid: Tensor | None) -> Layout:
+    """A layout in which every token is its own slot."""
+    return Layout(blocks, valid, _same, _same)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _cuts(start: int, stop: int, period: int, size: int) -> list[Block]:
+    """Cut start..stop at multiples of the period, and further into blocks of at most `size`."""
+    blocks = []
+    while start < stop:
+        slot = start % period
+        end = min(start + size, start - slot + period, stop)
+        blocks.append(Block(start, end, slot, slot == 0, end % period == 0))
+        start = end
+    return blocks
+
+
+def _aligned(mask: Tensor, offset: Tensor, period: int, block_size: int) -> Layout:
+    length = mask.shape[1] + period - 1
+    grid = align(mask, offset, length)
+    # A boundary belongs to a row only if the row has a token there: a row that ends before it keeps its anchor.
+    blocks = [
+        b._replace(
+            begins=b.begins and grid.valid[:, b.start], completes=b.completes and grid.valid[:, b.stop - 1]
+        )
+        for b in _cuts(0, length, period, block_size)
+    ]
+    return Layout(blocks, grid.valid, grid.to_slots, grid.to_tokens)

@@ -1,0 +1,48 @@
+"""The short causal convolution in front of queries, keys and values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from memkit.alignment import align, pick
+
+
+class ShortConv(nn.Module):
+    """Depthwise causal convolution over the last `width` tokens (Titans 4.4; width 4 as in Mamba-2 and MIRAS).
+
+    Width 0 leaves the convolution out. It starts near the identity, which learns sooner than torch's default.
+    """
+
+    def __init__(self, channels: int, width: int = 4) -> None:
+        super().__init__()
+        if width < 0:
+            raise ValueError(f"a convolution's width counts tokens, so it must be >= 0 (0: none); got {width}.")
+        self.width = width
+        if width:
+            taps = 0.1 * torch.randn(width, channels)
+            taps[-1] += 1.0
+            self.taps = nn.Parameter(taps)
+
+    def init_tail(self, batch: int, like: Tensor, channels: int) -> Tensor:
+        """The inputs before the first token: zeros `[B, width - 1, C]`."""
+        return like.new_zeros(batch, max(self.width - 1, 0), channels)
+
+    def forward(self, x: Tensor, tail: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x `[B, T, C]`, the last width - 1 valid inputs `tail` -> (y, the tail after x)."""
+        if not self.width:
+            return x, tail
+        if mask is None:
+            y, line = self._convolve(x, tail)
+            return y, line[:, line.shape[1] - tail.shape[1] :]
+        # Masked tokens never were: valid ones close ranks before the convolution sees them.
+        count = mask.sum(1)
+        ranks = align(mask, torch.zeros_like(count), x.shape[1])
+        y, line = self._convolve(ranks.to_slots(x), tail)
+        latest = count[:, None] + torch.arange(tail.shape[1], device=x.device)
+        return ranks.to_tokens(y), pick(line, latest)
+
+    def _convolve(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
+        line = torch.cat([tail.to(x.dtype), x], 1)
+        length = x.shape[1]
+        return sum(tap * line[:, i : i + length] for i, tap in enumerate(self.taps)), line  # type: ignore[return-value]

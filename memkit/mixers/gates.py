@@ -1,0 +1,64 @@
+"""From tokens to a rule's gates: bounded, data-dependent, per head."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from memkit.rule import Gate, Rule
+
+MOMENTUM_MAX = 0.9
+LR_MAX = 0.5
+BIAS = {"lr": 0.0, "momentum": 0.0, "decay": -4.0}
+"""Where a gate's sigmoid starts: half open, and almost nothing forgotten."""
+
+
+class GateProjection(nn.Module):
+    """x `[B, T, D]` -> every gate of a rule, within the range it declares.
+
+    momentum = 0.9 sigmoid(.), decay = sigmoid(. - 4), lr = scale * sigmoid(.), where a learnable scale per
+    head starts at the largest rate that is stable for a linear memory under any stream: gradients that
+    b = mini_batch tokens take at the same weights add up, momentum m multiplies them by 1 / (1 - m), and
+    the squared error carries a factor 2, so scale = 0.5 (1 - 0.9) / b. A gate of another name is
+    low + (high - low) sigmoid(.), or low + softplus(.) where it has no upper end.
+    """
+
+    def __init__(self, dim: int, heads: int, key_dim: int, value_dim: int, rule: Rule) -> None:
+        super().__init__()
+        self.heads = heads
+        self.gates = tuple(gate for gate in rule.gates.values() if gate.default is None)
+        self.widths = [{"head": 1, "key": key_dim, "value": value_dim}[gate.per] for gate in self.gates]
+        self.project = nn.Linear(dim, heads * sum(self.widths))
+        with torch.no_grad():
+            self.project.weight.mul_(0.1)  # gates begin near their biases, whatever the token
+            starts = [torch.full((heads * w,), BIAS.get(g.name, 0.0)) for g, w in zip(self.gates, self.widths, strict=True)]
+            self.project.bias.copy_(torch.cat(starts))
+        if "lr" in rule.gates:
+            self.lr_scale = nn.Parameter(torch.full((heads,), math.log(stable_lr(rule))))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Gates in float32 or better: half precision cannot tell a decay of 1e-4 from none."""
+        raw = self.project(x)
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        parts = raw.split([self.heads * width for width in self.widths], -1)
+        return {gate.name: self._bound(gate, part) for gate, part in zip(self.gates, parts, strict=True)}
+
+    def _bound(self, gate: Gate, raw: Tensor) -> Tensor:
+        if gate.per != "head":
+            raw = raw.unflatten(-1, (self.heads, -1))
+        if gate.name == "lr":
+            return self.lr_scale.to(raw.dtype).exp() * raw.sigmoid()
+        if gate.name == "momentum":
+            return MOMENTUM_MAX * raw.sigmoid()
+        if math.isinf(gate.high):
+            return gate.low + nn.functional.softplus(raw)
+        return gate.low + (gate.high - gate.low) * raw.sigmoid()
+
+
+def stable_lr(rule: Rule) -> float:
+    """The learning rate at which a linear memory is stable under any stream of unit keys."""
+    inertia = 1 - MOMENTUM_MAX if "momentum" in rule.gates else 1.0
+    together = rule.mini_batch if rule.sees_weights else 1
+    return LR_MAX * inertia / together

@@ -1,0 +1,130 @@
+"""The neural memory as a layer (Titans 4.4): any rule between projections, gates and an output norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from memkit.checks import divides, positive
+from memkit.engine import MemoryState, memorize, retrieve
+from memkit.engine.memory_state import prepared_key_dim, state_from
+from memkit.mixers.base import Mixer, MixerState, no_segment
+from memkit.mixers.conv import ShortConv
+from memkit.mixers.gates import GateProjection
+from memkit.mixers.specs import RuleSpec
+from memkit.registry import build, register
+from memkit.rule import Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuralMemoryState(MixerState):
+    """tail `[B, conv - 1, C]`: the convolution's last inputs; memory: the memory itself."""
+
+    tail: Tensor
+    memory: MemoryState
+
+
+class Projection(nn.Module):
+    """Linear map, short convolution and SiLU: x `[B, T, D]` -> `[B, T, features]` (Titans 4.4)."""
+
+    def __init__(self, dim: int, features: int, conv: int) -> None:
+        super().__init__()
+        self.features = features
+        self.linear = nn.Linear(dim, features, bias=False)
+        self.conv = ShortConv(features, conv)
+
+    def init_tail(self, batch: int) -> Tensor:
+        """The convolution's inputs before the first token."""
+        return self.conv.init_tail(batch, self.linear.weight, self.features)
+
+    def forward(self, x: Tensor, tail: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Project x; returns the tail after it too."""
+        y, tail = self.conv(self.linear(x), tail, mask)
+        return F.silu(y), tail
+
+
+@register("mixer", "neural_memory")
+class NeuralMemory(Mixer):
+    """A memory that learns while it reads: q, k, v -> `memkit.memorize(rule, ...)` -> norm, gate, projection.
+
+    dim: width D; heads: memories side by side, each with keys and values of width D / heads.
+    rule: a name, `{"name": ..., options}` or a Rule. conv: width of the causal convolution, 0 for none.
+    surprise_limit: bounds each token's gradient norm, a departure from the paper that keeps deep memories
+    finite under any stream; None is the paper.
+    The memory's initial weights are learned. Raises `ValueError` for sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int = 4,
+        rule: RuleSpec = "titans",
+        conv: int = 4,
+        surprise_limit: float | None = None,
+    ) -> None:
+        positive("dim", dim)
+        divides("heads", heads, "dim", dim)
+        super().__init__(dim)
+        made: Rule = build("rule", rule)
+        if surprise_limit is not None:
+            made = replace(made, surprise_limit=surprise_limit)
+        self.rule, self.heads, self.width = made, heads, dim // heads
+        self.qkv = Projection(dim, 3 * dim, conv)
+        self.gates = GateProjection(dim, heads, self.width, self.width, made)
+        key_dim = prepared_key_dim(made, self.width, self.width)
+        shapes = made.memory.shapes(key_dim, self.width)
+        self.initial = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(heads, *shape) / shape[0] ** 0.5) for name, shape in shapes.items()}
+        )
+        constants = made.memory.constants(key_dim, self.width)
+        self.constants = nn.ParameterDict(
+            {name: nn.Parameter(value.expand(heads, *value.shape).clone()) for name, value in constants.items()}
+        )
+        self.norm = nn.RMSNorm(self.width, eps=1e-6)
+        self.gate = nn.Linear(dim, dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+
+    def init_state(self, batch: int) -> NeuralMemoryState:
+        """The learned initial weights, and nothing else, for every row."""
+        # A module in half precision still keeps its memory in float32.
+        dtype = torch.promote_types(self.out.weight.dtype, torch.float32)
+        weights = {name: weight.to(dtype) for name, weight in self.initial.items()}
+        constants = {name: value.to(dtype) for name, value in self.constants.items()}
+        key_dim = prepared_key_dim(self.rule, self.width, self.width)
+        return NeuralMemoryState(
+            segment=no_segment(batch, self.out.weight.device),
+            tail=self.qkv.init_tail(batch),
+            memory=state_from(self.rule, weights, constants, batch, key_dim, self.width),
+        )
+
+    def mix(
+        self, x: Tensor, state: NeuralMemoryState, mask: Tensor | None, write: bool
+    ) -> tuple[Tensor, NeuralMemoryState]:
+        """One document piece; see `Mixer`."""
+        qkv, tail = self.qkv(x, state.tail, mask)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, self.width)).unbind(2)
+        q, memory = unit(q), state.memory
+        if write:
+            y, memory = memorize(self.rule, q, unit(k), v, self.gates(x), memory, mask=mask)
+        else:
+            y = retrieve(self.rule, memory, q)
+        return self.read_out(x, y), replace(state, tail=tail, memory=memory)
+
+    def recall(self, x: Tensor, q: Tensor, memory: MemoryState) -> Tensor:
+        """Read with queries q `[B, T, D]` of the caller's own, writing nothing: `[B, T, D]` (Titans eq. 21)."""
+        y = retrieve(self.rule, memory, unit(q.unflatten(-1, (self.heads, self.width))))
+        return self.read_out(x, y)
+
+    def read_out(self, x: Tensor, y: Tensor) -> Tensor:
+        """Norm, gate and output projection of what was read, y `[B, T, H, V]` (Titans 4.4)."""
+        y = self.norm(y.to(x.dtype)).flatten(2)
+        return self.out(y * F.silu(self.gate(x)))
+
+
+def unit(x: Tensor) -> Tensor:
+    """l2-normalise the last axis, with a derivative that is finite at 0."""
+    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
