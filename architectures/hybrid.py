@@ -34,9 +34,7 @@ def hybrid(
     positive("dim", dim)
     positive("heads", heads)
     if not pattern:
-        raise ValueError(
-            "a hybrid needs a pattern of at least one mixer, such as pattern=['full_attention']."
-        )
+        raise ValueError("a hybrid needs a pattern of at least one mixer, such as pattern=['full_attention'].")
     depth = len(pattern) if depth is None else depth
     positive("depth", depth)
     configs = [mixer_config(pattern[layer % len(pattern)], dim, heads) for layer in range(depth)]

@@ -105,8 +105,8 @@ class LanguageModel(nn.Module):
         for layer, mixer in enumerate(mixers):
             if mixer.dim != dim:
                 raise ValueError(
-                    f"layer {layer}, {type(mixer).__name__}, has dim = {mixer.dim} in a model of dim = {dim}. "
-                    f"Build it with dim={dim}."
+                    f"layer {layer}, {type(mixer).__name__}, has dim = {mixer.dim} in a model of "
+                    f"dim = {dim}. Build it with dim={dim}."
                 )
         self.vocab_size, self.dim, self.depth, self.checkpoint = vocab_size, dim, len(mixers), checkpoint
         self.embedding = nn.Embedding(vocab_size, dim)
@@ -210,7 +210,7 @@ class LanguageModel(nn.Module):
         x, layers = self.embedding(ids), []
         for block, layer in zip(self.blocks, state.layers, strict=True):
             if self.checkpoint and torch.is_grad_enabled():
-                x, layer = run_checkpointed(block, x, layer, mask, segments, write, use_reentrant=False)  # type: ignore[misc]
+                x, layer = run_checkpointed(block, x, layer, mask, segments, write, use_reentrant=False)
             else:
                 x, layer = block(x, layer, mask, segments, write)
             layers.append(layer)
@@ -222,13 +222,11 @@ class LanguageModel(nn.Module):
         return F.linear(x, self.embedding.weight)
 
     def _check(self, ids: Tensor, state: ModelState | None, mask: Tensor | None) -> None:
-        """Raise `ValueError` unless the ids are `[B, T]` of this vocabulary and the state is of this model."""
+        """Raise `ValueError` unless the ids are `[B, T]` of the vocabulary and the state fits the model."""
         if ids.dim() != 2 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise ValueError(f"ids must be integers [B, T]; got {ids.dtype} {tuple(ids.shape)}.")
         if mask is not None and (mask.shape != ids.shape or mask.dtype != torch.bool):
-            raise ValueError(
-                f"mask must be boolean [B, T] = {tuple(ids.shape)}; got {mask.dtype} {tuple(mask.shape)}."
-            )
+            raise ValueError(f"mask must be boolean [B, T] = {tuple(ids.shape)}; got {mask.dtype} {tuple(mask.shape)}.")
         if state is not None and len(state.layers) != self.depth:
             raise ValueError(
                 f"the state has {len(state.layers)} layers and the model {self.depth}. "
@@ -258,9 +256,7 @@ def _check_prompt(ids: Tensor, mask: Tensor | None) -> None:
         raise ValueError("a prompt ends in a masked token. Pad prompts on the left.")
 
 
-def _choose(
-    logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
-) -> Tensor:
+def _choose(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
     """The next token of each row: logits `[B, vocab]` -> `[B, 1]`."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)

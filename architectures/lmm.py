@@ -25,7 +25,6 @@ def lmm(
 ) -> LanguageModel:
     """Titans without attention: the neural memory is the only thing that mixes tokens."""
     mixers = [
-        NeuralMemory(dim=dim, heads=heads, rule=rule, conv=conv, surprise_limit=surprise_limit)
-        for _ in range(depth)
+        NeuralMemory(dim=dim, heads=heads, rule=rule, conv=conv, surprise_limit=surprise_limit) for _ in range(depth)
     ]
     return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)

@@ -129,9 +129,7 @@ class MemoryAsContext(Mixer):
         elif block.begins:
             start = state.memory.memory
         recalled = self.memory.recall(x, queries, start)  # (21)
-        slot = torch.as_tensor(block.slot, device=x.device).view(-1, 1) + torch.arange(
-            x.shape[1], device=x.device
-        )
+        slot = torch.as_tensor(block.slot, device=x.device).view(-1, 1) + torch.arange(x.shape[1], device=x.device)
         slot = slot.expand(x.shape[0], -1)
         keys, values = self._enter(recalled, x, slot, valid, state)  # (22)
         y = x + self._attend(x, slot, keys, values, state)  # (23)
@@ -188,9 +186,7 @@ def mac(
 ) -> LanguageModel:
     """Titans, memory as a context: attention over what the memory recalls and the segment, in every layer."""
     mixers = [
-        MemoryAsContext(
-            dim=dim, heads=heads, segment=segment, rule=rule, conv=conv, surprise_limit=surprise_limit
-        )
+        MemoryAsContext(dim=dim, heads=heads, segment=segment, rule=rule, conv=conv, surprise_limit=surprise_limit)
         for _ in range(depth)
     ]
     return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)

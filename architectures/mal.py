@@ -76,9 +76,7 @@ def mal(
 ) -> LanguageModel:
     """Titans, memory as a layer: the memory, then sliding-window attention, in every layer."""
     mixers = [
-        MemoryAsLayer(
-            dim=dim, heads=heads, window=window, rule=rule, conv=conv, surprise_limit=surprise_limit
-        )
+        MemoryAsLayer(dim=dim, heads=heads, window=window, rule=rule, conv=conv, surprise_limit=surprise_limit)
         for _ in range(depth)
     ]
     return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)

@@ -95,9 +95,7 @@ def _describe(tree: Tree, path: tuple[str, ...], tensors: dict[str, Tensor]) -> 
     )
 
 
-def _describe_all(
-    named: Mapping[str, Tree], path: tuple[str, ...], tensors: dict[str, Tensor]
-) -> dict[str, Any]:
+def _describe_all(named: Mapping[str, Tree], path: tuple[str, ...], tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {name: _describe(value, (*path, name), tensors) for name, value in named.items()}
 
 
@@ -108,8 +106,7 @@ def _structure(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> Any
         raise ValueError(f"{str(path)!r} is a safetensors file, but not one that save_state wrote.")
     if int(version) > FORMAT_VERSION:
         raise ValueError(
-            f"{str(path)!r} has state format {version}, and this memkit reads up to {FORMAT_VERSION}. "
-            "Upgrade memkit."
+            f"{str(path)!r} has state format {version}, and this memkit reads up to {FORMAT_VERSION}. Upgrade memkit."
         )
     try:
         return json.loads(metadata[STRUCTURE_KEY])

@@ -87,9 +87,7 @@ def _aligned(mask: Tensor, offset: Tensor, period: int, block_size: int) -> Layo
     grid = align(mask, offset, length)
     # A boundary belongs to a row only if the row has a token there: a row that ends before it keeps its anchor.
     blocks = [
-        b._replace(
-            begins=b.begins and grid.valid[:, b.start], completes=b.completes and grid.valid[:, b.stop - 1]
-        )
+        b._replace(begins=b.begins and grid.valid[:, b.start], completes=b.completes and grid.valid[:, b.stop - 1])
         for b in _cuts(0, length, period, block_size)
     ]
     return Layout(blocks, grid.valid, grid.to_slots, grid.to_tokens)

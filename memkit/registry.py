@@ -56,6 +56,12 @@ def register(kind: str, name: str) -> Callable[[Factory], Factory]:
     return add
 
 
+def kinds() -> list[str]:
+    """Return the sorted kinds of components that there are."""
+    discover()
+    return sorted(_factories)
+
+
 def names(kind: str) -> list[str]:
     """Return the sorted names of all components of a kind, those of upper storeys and third parties included."""
     discover()
@@ -106,9 +112,7 @@ class Config:
         if isinstance(spec, str):
             return cls(kind, spec, options)
         if not isinstance(spec.get("name"), str):
-            raise ValueError(
-                f"a {kind} given as a mapping needs a 'name'; got the keys {sorted(map(str, spec))}."
-            )
+            raise ValueError(f"a {kind} given as a mapping needs a 'name'; got the keys {sorted(map(str, spec))}.")
         inner = {str(key): value for key, value in spec.items() if key != "name"}
         twice = sorted(inner.keys() & options.keys())
         if twice:
@@ -139,9 +143,7 @@ class Config:
         """Read what `to_yaml` wrote."""
         data = yaml.safe_load(text)
         if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
-            raise ValueError(
-                "a config is a YAML mapping with the keys 'kind' and 'name' and the component's options."
-            )
+            raise ValueError("a config is a YAML mapping with the keys 'kind' and 'name' and the component's options.")
         return cls.of(data.pop("kind"), data)
 
 
@@ -161,18 +163,14 @@ def _check_options(kind: str, name: str, made_by: Callable[..., Any], options: M
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise ValueError(f"{kind} {name!r} needs the option{'s' * (len(missing) > 1)} {', '.join(missing)}.")
-    hints = typing.get_type_hints(
-        made_by.__init__ if inspect.isclass(made_by) else made_by, include_extras=True
-    )
+    hints = typing.get_type_hints(made_by.__init__ if inspect.isclass(made_by) else made_by, include_extras=True)
     strict = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True)
     for option, value in options.items():
         try:
             pydantic.TypeAdapter(hints.get(option, Any), config=strict).validate_python(value)
         except pydantic.ValidationError as error:
             reasons = "; ".join(sorted({item["msg"] for item in error.errors()}))
-            raise ValueError(
-                f"{kind} {name!r}: option {option!r} = {value!r} does not fit: {reasons}."
-            ) from None
+            raise ValueError(f"{kind} {name!r}: option {option!r} = {value!r} does not fit: {reasons}.") from None
 
 
 def discover() -> None:

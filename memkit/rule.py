@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,15 @@ from torch import Tensor
 Gates = Mapping[str, Tensor]
 Slots = tuple[Tensor, ...]
 Linear = Callable[[str, Tensor], Tensor]
-Prepared = tuple[Tensor, Tensor, Tensor, Gates]
+
+
+class Tokens(NamedTuple):
+    """What a memory reads: q, k `[..., T, K]`, v `[..., T, V]` and the gates, in one order of axes."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gates: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ class Retention:
 
 
 Point = Callable[[Tensor, Slots, Gates], Tensor]
-Prepare = Callable[[Tensor, Tensor, Tensor, Gates], Prepared]
+Prepare = Callable[[Tokens], Tokens]
 Effective = Callable[[Tensor], Tensor]
 
 
@@ -125,9 +133,9 @@ def at_weights(weight: Tensor, slots: Slots, gates: Gates) -> Tensor:
     return weight
 
 
-def as_given(q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> Prepared:
+def as_given(tokens: Tokens) -> Tokens:
     """Leave queries, keys, values and gates as they are."""
-    return q, k, v, gates
+    return tokens
 
 
 def identity(weight: Tensor) -> Tensor:
@@ -140,7 +148,8 @@ class Rule:
     """A memory's update as frozen data.
 
     point: where the gradient is taken, from (weight, slots, gates) as a mini-batch begins.
-    prepare: (q, k, v, gates) -> the same, once per call, token by token: feature maps, implicit steps.
+    prepare: tokens (q, k, v, gates, `[B, T, H, ...]`) -> the same, once per call, each token by itself: feature
+        maps, implicit steps.
     effective: raw weight -> the weight that the memory uses, taken when a mini-batch begins; a query that
         completes a mini-batch under read="after" sees the next one.
     mini_batch: gradients see the weights at the last multiple of so many tokens (Titans eq. 16); 1 is the

@@ -26,9 +26,7 @@ class State:
     def __init_subclass__(cls) -> None:
         held = State.kinds.setdefault(cls.__name__, cls)
         if held.__module__ != cls.__module__:
-            raise ValueError(
-                f"a state named {cls.__name__!r} already exists in {held.__module__}; rename yours."
-            )
+            raise ValueError(f"a state named {cls.__name__!r} already exists in {held.__module__}; rename yours.")
         State.kinds[cls.__name__] = cls
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -80,7 +78,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     if isinstance(tree, dict):
         return {name: map_tensors(function, value) for name, value in tree.items()}
     if isinstance(tree, tuple):
-        return tuple(map_tensors(function, value) for value in tree)
+        parts = [map_tensors(function, value) for value in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)  # a named tuple stays one
     return tree
 
 

@@ -19,27 +19,25 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from memkit.alignment import pick
 from memkit.engine import coefficients
 from memkit.engine.coefficients import Coefficients
-from memkit.engine.memory_state import Rows, Weights, Window, gate_at, window_gates
+from memkit.engine.memory_state import Rows, Weights, Window, as_window, at, gate_at, join
 from memkit.engine.scan import Watch
 from memkit.engine.tape import Tape, record
 from memkit.layout import Block
-from memkit.rule import Gates, Linear, Rule, identity
+from memkit.rule import Gates, Linear, Rule, Tokens, identity
 
 
 def dual(
     rule: Rule,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Gates,
+    tokens: Tokens,
     rows: Rows,
     blocks: list[Block],
     valid: Tensor | None,
     watch: Watch | None = None,
 ) -> tuple[Tensor, Rows]:
-    """Run q, k `[N, L, K]`, v `[N, L, V]`, gates `[N, L]` block by block from `rows`.
+    """Run tokens (q, k, v `[N, L, ...]`, gates `[N, L]`) block by block from `rows`.
 
     Blocks and `valid` `[N, L]` come from the layout, for rows. `watch` receives (loss, surprise) `[N, L]`
     of every block.
@@ -48,55 +46,49 @@ def dual(
     # Weight and slots of a matrix lie below each other, `[N, n * in, out]`: one product reads them all.
     carry = {name: torch.cat([weight, *rows.slots[name]], 1) for name, weight in rows.weights.items()}
     anchor, window = dict(rows.anchor), rows.window
-    for block, own in zip(blocks, _coefficients(rule, gates, valid, blocks, q), strict=True):
+    for block, own in zip(blocks, _coefficients(rule, tokens, valid, blocks), strict=True):
         part = slice(block.start, block.stop)
-        gates_here = {name: gate[:, part] for name, gate in gates.items()}
-        anchor = _begin(rule, block, carry, anchor, rows, gates)
-        sources = _sources(rule, k[:, part], v[:, part], gates_here, valid, part, window)
-        tape = record(
-            rule, sources.k, sources.v, sources.gates, anchor, rows.constants, surprise=watch is not None
-        )
+        here = at(tokens, part)
+        anchor = _begin(rule, block, carry, anchor, rows, here.gates)
+        sources = here if window is None else join(window, as_window(rule, here, valid, part))
+        tape = record(rule, sources.k, sources.v, sources.gates, anchor, rows.constants, surprise=watch is not None)
         if watch is not None and tape.squared_surprise is not None:
             size = block.stop - block.start
             watch.append((tape.loss.detach()[:, -size:], tape.squared_surprise.detach()[:, -size:].sqrt()))
-        if window is not None:
+        if isinstance(sources, Window):
             own = _spread(own, _band(rule, sources, block.stop - block.start))
             window = _latest(sources, rule.window - 1)
         seen = own if rule.read == "after" else coefficients.before(own)
         past, carry = carry, {name: _fold(carry[name], own, tape, name) for name in carry}
         if rule.effective is identity:
-            y = rule.memory.forward(_reader(past, seen, tape), q[:, part], rows.constants)
+            y = rule.memory.forward(_reader(past, seen, tape), here.q, rows.constants)
         else:
-            y = _read_in_use(rule, block, q[:, part], anchor, carry, rows)
+            y = _read_in_use(rule, block, here.q, anchor, carry, rows)
         outputs.append(y)
     weights, slots = _split(carry, rows)
-    y = torch.cat(outputs, 1) if outputs else v[:, :0]
+    y = torch.cat(outputs, 1) if outputs else tokens.v
     kept = {name: anchor[name] for name in rows.anchor}
     return y, replace(rows, weights=weights, slots=slots, anchor=kept, window=window)
 
 
-def _coefficients(
-    rule: Rule, gates: Gates, valid: Tensor | None, blocks: list[Block], like: Tensor
-) -> Iterator[Coefficients]:
+def _coefficients(rule: Rule, tokens: Tokens, valid: Tensor | None, blocks: list[Block]) -> Iterator[Coefficients]:
     """Coefficients of every block; neighbouring blocks of one length are computed at once, as they see no weights."""
-    scalar = like.new_zeros(like.shape[:2])
-    transition, write = coefficients.probe(rule, gates, valid, scalar)
-    for size, group in groupby(blocks, lambda block: block.stop - block.start):
-        run = list(group)
-        shape = (len(run), size)
-        part = slice(run[0].start, run[-1].stop)
+    transition, write = coefficients.probe(rule, tokens.gates, valid, tokens.q[..., 0])
+    start = 0
+    for size, group in groupby(block.stop - block.start for block in blocks):
+        shape = (len(list(group)), size)
+        part = slice(start, start + shape[0] * size)
+        start = part.stop
         some = coefficients.unroll(transition[:, part].unflatten(1, shape), write[:, part].unflatten(1, shape))
         for one in zip(*(x.unbind(1) for x in some), strict=True):
             yield Coefficients(*one)
 
 
-def _begin(
-    rule: Rule, block: Block, carry: Weights, anchor: Weights, rows: Rows, gates: Gates
-) -> Weights:
+def _begin(rule: Rule, block: Block, carry: Weights, anchor: Weights, rows: Rows, gates: Gates) -> Weights:
     """The weights that gradients of this block see: new ones for rows whose mini-batch begins here."""
     if block.begins is False:
         return anchor
-    first = gate_at(gates, block.start)
+    first = gate_at(gates, 0)
     fresh = {}
     for name, (weight, *slots) in _parts(carry, rows).items():
         fresh[name] = rule.effective(rule.point(weight, tuple(slots), first))
@@ -146,22 +138,6 @@ def _read_in_use(rule: Rule, block: Block, q: Tensor, anchor: Weights, carry: We
     return torch.cat([y[:, :-1], last], 1)
 
 
-def _sources(
-    rule: Rule, k: Tensor, v: Tensor, gates: Gates, valid: Tensor | None, part: slice, window: Window | None
-) -> Window:
-    """The tokens whose gradients the block's writes use: its own and, for the Omega rule, the carried ones."""
-    if window is None:
-        return Window(k=k, v=v, gates=dict(gates), filled=k.new_zeros(0))
-    filled = torch.ones_like(k[..., 0], dtype=torch.bool) if valid is None else valid[:, part]
-    one = torch.ones_like(k[..., 0])
-    return Window(
-        k=torch.cat([window.k, k], 1),
-        v=torch.cat([window.v, v], 1),
-        gates={n: torch.cat([window.gates[n], gates.get(n, one)], 1) for n in window_gates(rule)},
-        filled=torch.cat([window.filled, filled], 1),
-    )
-
-
 def _band(rule: Rule, sources: Window, writes: int) -> Tensor:
     """How much write s uses source i, `[N, writes, sources]`: its weight if it is one of the last `window` tokens."""
     rank = sources.filled.long().cumsum(1)
@@ -178,9 +154,4 @@ def _spread(own: Coefficients, band: Tensor) -> Coefficients:
 def _latest(sources: Window, count: int) -> Window:
     """The last `count` filled tokens of each row, right-aligned."""
     order = torch.sort(sources.filled.byte(), dim=1, stable=True).indices[:, -count:]
-
-    def pick(x: Tensor) -> Tensor:
-        return x.gather(1, order.view(*order.shape, *[1] * (x.dim() - 2)).expand(*order.shape, *x.shape[2:]))
-
-    gates = {name: pick(gate) for name, gate in sources.gates.items()}
-    return Window(k=pick(sources.k), v=pick(sources.v), gates=gates, filled=pick(sources.filled))
+    return sources.map(lambda x: pick(x, order))

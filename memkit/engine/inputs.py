@@ -83,7 +83,7 @@ def _check_gates(rule: Rule, k: Tensor, v: Tensor, gates: Gates) -> None:
             if gate.default is None:
                 raise ValueError(f"rule {rule.name!r} needs the gate {gate.name!r}; got {sorted(gates)}.")
             continue
-        wanted = _gate_shape(gate, k, v)
+        wanted = gate_shape(gate, k, v)
         if tuple(gates[gate.name].shape) != wanted:
             raise ValueError(
                 f"gate {gate.name!r} of rule {rule.name!r} is per {gate.per}, so it must be {wanted}; "
@@ -91,7 +91,7 @@ def _check_gates(rule: Rule, k: Tensor, v: Tensor, gates: Gates) -> None:
             )
 
 
-def _gate_shape(gate: Gate, k: Tensor, v: Tensor) -> tuple[int, ...]:
+def gate_shape(gate: Gate, k: Tensor, v: Tensor) -> tuple[int, ...]:
     return {"head": tuple(k.shape[:3]), "key": tuple(k.shape), "value": tuple(v.shape)}[gate.per]
 
 

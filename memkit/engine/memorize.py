@@ -13,13 +13,11 @@ from torch import Tensor
 from memkit.documents import pieces
 from memkit.engine import inputs, plan
 from memkit.engine.dual import dual
-from memkit.engine.memory_state import MemoryState, from_rows, per_row, to_rows
+from memkit.engine.memory_state import MemoryState, at, from_rows, per_row, to_rows
 from memkit.engine.scan import Watch, scan
 from memkit.layout import lay_out, without_periods
-from memkit.rule import Gates, Rule, identity
+from memkit.rule import Gates, Rule, Tokens, identity
 from memkit.state import Tree, map_tensors
-
-_Tokens = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]
 
 
 class Observation(NamedTuple):
@@ -71,7 +69,7 @@ def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:
         q_, state = _ordinary((q, state))
         q_ = q_.to(dtype)
         gates = {name: q_.new_zeros(q.shape[:3]) for name in rule.gates}
-        q_ = rule.prepare(q_, q_, q_.new_zeros(*q.shape[:3], value_dim), gates)[0]
+        q_ = rule.prepare(Tokens(q_, q_, q_.new_zeros(*q.shape[:3], value_dim), gates)).q
         inputs.check_widths(rule, state, q_.shape[-1], value_dim)
         rows = to_rows(state, dtype)
         weights = rows.weights
@@ -129,15 +127,14 @@ def _memorize(
     chosen = plan.choose(rule, form, k.shape[1])
     with _plain_mode(q):
         dtype = inputs.computation_dtype(q, k, v, *gates.values(), *state.weights.values())
-        tokens, state, mask, segment_ids = _ordinary(((q, k, v, dict(gates)), state, mask, segment_ids))
-        tokens = map_tensors(lambda x: _clean(x, mask).to(dtype), tokens)
-        full = (*tokens[:3], inputs.filled_in(rule, tokens[3], tokens[1]))
-        full = rule.prepare(*full)
-        inputs.check_widths(rule, state, full[1].shape[-1], full[2].shape[-1])
+        tokens = Tokens(q, k, v, inputs.filled_in(rule, gates, k))
+        tokens, state, mask, segment_ids = _ordinary((tokens, state, mask, segment_ids))
+        tokens = rule.prepare(map_tensors(lambda x: _clean(x, mask).to(dtype), tokens))
+        inputs.check_widths(rule, state, tokens.k.shape[-1], tokens.v.shape[-1])
 
         def run(part: slice, state: MemoryState) -> tuple[Tensor, MemoryState]:
-            here = map_tensors(lambda x: x[:, part], full)
-            return _piece(rule, here, state, None if mask is None else mask[:, part], chosen, block_size, watch)
+            valid = None if mask is None else mask[:, part]
+            return _piece(rule, at(tokens, part), state, valid, chosen, block_size, watch)
 
         if segment_ids is None:
             y, state = run(slice(None), state)
@@ -164,23 +161,29 @@ def _documents(
 
 
 def _piece(
-    rule: Rule, tokens: _Tokens, state: MemoryState, mask: Tensor | None, form: str, block_size: int, watch: Watch | None
+    rule: Rule,
+    tokens: Tokens,
+    state: MemoryState,
+    mask: Tensor | None,
+    form: str,
+    block_size: int,
+    watch: Watch | None,
 ) -> tuple[Tensor, MemoryState]:
     """Tokens of one document a row, in the chosen form."""
-    length, heads = tokens[1].shape[1:3]
-    rows = to_rows(state, tokens[1].dtype)
+    length, heads = tokens.k.shape[1:3]
+    rows = to_rows(state, tokens.k.dtype)
     tokens = map_tensors(_flat, tokens)
     offset, row_mask = per_row(state.offset, heads), None if mask is None else per_row(mask, heads)
     seen: Watch | None = None if watch is None else []
     if form == "scan":
-        y, rows = scan(rule, *tokens, rows, row_mask, offset, seen)
+        y, rows = scan(rule, tokens, rows, row_mask, offset, seen)
     else:
         if rule.sees_weights:
             layout = lay_out(rule.period, row_mask, offset, state.phase, length, block_size)
         else:
             layout = without_periods(row_mask, length, block_size)
         placed = map_tensors(layout.to_slots, tokens)
-        y, rows = dual(rule, *placed, rows, layout.blocks, layout.valid, seen)
+        y, rows = dual(rule, placed, rows, layout.blocks, layout.valid, seen)
         y = layout.to_tokens(y)
         seen = seen and [tuple(layout.to_tokens(torch.cat(x, 1)) for x in zip(*seen, strict=True))]  # type: ignore[assignment]
     if watch is not None and seen:
@@ -209,9 +212,12 @@ def _clean(x: Tensor, mask: Tensor | None) -> Tensor:
 
 @contextmanager
 def _plain_mode(like: Tensor) -> Iterator[None]:
-    """Leave autocast, which would round the state, and inference mode, in which no gradient can be taken."""
+    """Leave autocast, which would round the state, and inference mode, in which no gradient can be taken.
+
+    Under torch.compile nothing is asked about inference mode: it cannot be traced, and compiled code runs there.
+    """
     with torch.autocast(like.device.type, enabled=False):
-        if not torch.is_inference_mode_enabled():
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
             yield
         else:
             with torch.inference_mode(False), torch.no_grad():
@@ -220,4 +226,6 @@ def _plain_mode(like: Tensor) -> Iterator[None]:
 
 def _ordinary(tree: Tree) -> Tree:
     """Copy tensors that were made in inference mode, which autograd refuses."""
+    if torch.compiler.is_compiling():
+        return tree
     return map_tensors(lambda x: x.clone() if x.is_inference() else x, tree)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from memkit.rule import Gates, Rule
+from memkit.rule import Gates, Rule, Tokens
 from memkit.state import State, map_tensors
 
 Weights = dict[str, Tensor]
@@ -51,9 +51,9 @@ class MemoryState(State):
     phase: int | None
     segment: Tensor
 
-    def reset(self, rows: Tensor, rule: Rule) -> Self:
+    def reset(self, rows: Tensor, rule: Rule) -> MemoryState:
         """Start the rows marked True `[B]` afresh: initial weights, empty slots, window and offset."""
-        return self.merge(rows, fresh_state(rule, self))
+        return MemoryState.merge(self, rows, fresh_state(rule, self))
 
 
 def init_state(
@@ -92,7 +92,7 @@ def prepared_key_dim(rule: Rule, key_dim: int, value_dim: int) -> int:
     """The key width after the rule's feature map, found by mapping no tokens at all."""
     none = {name: torch.zeros(1, 0, 1) for name in rule.gates}
     key, value = torch.zeros(1, 0, 1, key_dim), torch.zeros(1, 0, 1, value_dim)
-    return rule.prepare(key, key, value, none)[1].shape[-1]
+    return rule.prepare(Tokens(key, key, value, none)).k.shape[-1]
 
 
 def state_from(
@@ -141,6 +141,23 @@ def fresh_state(rule: Rule, state: MemoryState) -> MemoryState:
 def window_gates(rule: Rule) -> list[str]:
     """The gates that belong to a carried token: those of its loss, and its weight in the sum."""
     return [*(gate.name for gate in rule.objective.gates), "weight"]
+
+
+def as_window(rule: Rule, tokens: Tokens, valid: Tensor | None, part: slice = slice(None)) -> Window:
+    """Tokens `[N, T, ...]` as sources of gradients; `valid[:, part]` says which of them exist (None: all)."""
+    one = torch.ones_like(tokens.k[..., 0])
+    gates = {name: tokens.gates.get(name, one) for name in window_gates(rule)}
+    return Window(k=tokens.k, v=tokens.v, gates=gates, filled=one.bool() if valid is None else valid[:, part])
+
+
+def join(older: Window, newer: Window) -> Window:
+    """Sources of gradients, the older ones first."""
+    return Window(
+        k=torch.cat([older.k, newer.k], 1),
+        v=torch.cat([older.v, newer.v], 1),
+        gates={name: torch.cat([gate, newer.gates[name]], 1) for name, gate in older.gates.items()},
+        filled=torch.cat([older.filled, newer.filled], 1),
+    )
 
 
 def _empty_window(rule: Rule, like: Tensor, key_dim: int, value_dim: int) -> Window | None:
@@ -212,6 +229,11 @@ def per_row(x: Tensor, heads: int) -> Tensor:
     return x.repeat_interleave(heads, 0)
 
 
-def gate_at(gates: Gates, index: int | slice) -> dict[str, Tensor]:
+def at(tokens: Tokens, part: slice) -> Tokens:
+    """Some of the tokens `[N, T, ...]`."""
+    return map_tensors(lambda x: x[:, part], tokens)
+
+
+def gate_at(gates: Gates, index: int) -> dict[str, Tensor]:
     """Gates `[N, T]` at a token, shaped `[N, 1, 1]` to meet a weight."""
     return {name: gate[:, index, None, None] for name, gate in gates.items()}

@@ -58,9 +58,7 @@ def record(
         if outputs.keys() != anchor.keys():
             unused = sorted(anchor.keys() - outputs.keys())
             raise ValueError(f"rule {rule.name!r}: its memory never uses the weights {unused}; each is used once.")
-        found = torch.autograd.grad(
-            loss.sum(), list(outputs.values()), create_graph=graph, materialize_grads=True
-        )
+        found = torch.autograd.grad(loss.sum(), list(outputs.values()), create_graph=graph, materialize_grads=True)
     errors = dict(zip(outputs, found, strict=True))
     if not graph:
         inputs, loss = map_tensors(Tensor.detach, (inputs, loss))

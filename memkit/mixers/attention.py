@@ -127,8 +127,7 @@ class Attention(Mixer):
         rows = prefix.shape[:-2]
         if prefix.dim() < 2 or rows not in ((), (batch,)) or prefix.shape[-1] != self.dim:
             raise ValueError(
-                f"prefix must be [P, D] or [B, P, D] with D = {self.dim} and B = {batch}; "
-                f"got {tuple(prefix.shape)}."
+                f"prefix must be [P, D] or [B, P, D] with D = {self.dim} and B = {batch}; got {tuple(prefix.shape)}."
             )
         prefix = prefix if rows else prefix[None]
         return tuple(x.expand(batch, -1, -1, -1) for x in self._heads(self.to_kv(prefix), 2))
@@ -139,18 +138,12 @@ class Attention(Mixer):
         kept = replace(fresh, prefix_keys=state.prefix_keys, prefix_values=state.prefix_values)
         return state.merge(rows, kept)
 
-    def begin(self, tokens: Tensor) -> AttentionState:
-        """The state of one row whose prefix is the persistent tokens `[P, D]`."""
-        return self.init_state(1, prefix=tokens)
-
     def state_bytes(self, tokens: int) -> int:
         """Bytes of one row's state after `tokens` tokens; with a window it does not depend on them."""
         grown = tokens if self.window is None else 0
         return super().state_bytes(tokens) + 2 * grown * self.dim * self.to_kv.weight.element_size()
 
-    def mix(
-        self, x: Tensor, state: AttentionState, mask: Tensor | None, write: bool
-    ) -> tuple[Tensor, AttentionState]:
+    def mix(self, x: Tensor, state: AttentionState, mask: Tensor | None, write: bool) -> tuple[Tensor, AttentionState]:
         """One document piece: x `[B, T, D]` -> (y, state)."""
         tokens = x.shape[1]
         if tokens == 0:
@@ -243,9 +236,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, backend: str = "aut
     Raises `ValueError` for a backend other than `"auto"` and `"torch"`.
     """
     if backend not in ("auto", "torch"):
-        raise ValueError(
-            f"backend {backend!r} cannot attend with an arbitrary mask. Use backend='auto' or 'torch'."
-        )
+        raise ValueError(f"backend {backend!r} cannot attend with an arbitrary mask. Use backend='auto' or 'torch'.")
     anything = visible.any(-1, keepdim=True)
     # What a kernel makes of a row that sees nothing depends on the kernel, so there is no such row.
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible | ~anything)

@@ -111,9 +111,7 @@ def no_segment(batch: int, device: torch.device) -> Tensor:
     return torch.full((batch,), -1, dtype=torch.long, device=device)
 
 
-def check_sequence(
-    mixer: Mixer, x: Tensor, state: Any, mask: Tensor | None, segment_ids: Tensor | None
-) -> None:
+def check_sequence(mixer: Mixer, x: Tensor, state: Any, mask: Tensor | None, segment_ids: Tensor | None) -> None:
     """Raise `ValueError` unless inputs fit the mixer and each other."""
     what = type(mixer).__name__
     if x.dim() != 3 or x.shape[-1] != mixer.dim:

@@ -33,7 +33,9 @@ class GateProjection(nn.Module):
         self.project = nn.Linear(dim, heads * sum(self.widths))
         with torch.no_grad():
             self.project.weight.mul_(0.1)  # gates begin near their biases, whatever the token
-            starts = [torch.full((heads * w,), BIAS.get(g.name, 0.0)) for g, w in zip(self.gates, self.widths, strict=True)]
+            starts = [
+                torch.full((heads * w,), BIAS.get(g.name, 0.0)) for g, w in zip(self.gates, self.widths, strict=True)
+            ]
             self.project.bias.copy_(torch.cat(starts))
         if "lr" in rule.gates:
             self.lr_scale = nn.Parameter(torch.full((heads,), math.log(stable_lr(rule))))

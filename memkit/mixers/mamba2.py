@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,9 +59,7 @@ class Mamba2(Mixer):
         """Zeros."""
         like = self.project.weight
         width = self.inner // self.heads
-        zeros = like.new_zeros(
-            self.heads, self.state, width, dtype=torch.promote_types(like.dtype, torch.float32)
-        )
+        zeros = like.new_zeros(self.heads, self.state, width, dtype=torch.promote_types(like.dtype, torch.float32))
         return Mamba2State(
             segment=no_segment(batch, like.device),
             tail=self.conv.init_tail(batch, like, self.inner + 2 * self.state),

@@ -48,4 +48,3 @@ class PersistentMemory(Mixer):
 def persistent(*, dim: int, heads: int = 4, mixer: MixerSpec = "neural_memory", tokens: int = 4) -> PersistentMemory:
     """Put `tokens` learned tokens in front of another mixer, given by name and options."""
     return PersistentMemory(build_mixer(mixer, dim, heads), tokens)
-

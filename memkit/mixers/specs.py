@@ -12,7 +12,6 @@ from memkit.registry import Config, Spec, factory
 from memkit.rule import Rule
 
 
-
 class Built:
     """Marks a type whose instances are options as they are; pydantic does not look inside."""
 

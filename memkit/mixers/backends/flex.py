@@ -40,9 +40,7 @@ def _mask(call: Banded) -> BlockMask:
 
 
 @functools.lru_cache(maxsize=16)  # dear to build, and every layer of a model asks for the same
-def _shared_mask(
-    tokens: int, prefix: int, cached: int, window: int | None, device: torch.device
-) -> BlockMask:
+def _shared_mask(tokens: int, prefix: int, cached: int, window: int | None, device: torch.device) -> BlockMask:
     band = _band(prefix, cached, window)
     with torch.inference_mode(False):  # what is kept must serve training too
         return create_block_mask(band, None, None, tokens, prefix + cached + tokens, device=str(device))

@@ -1,0 +1,97 @@
+"""What a run leaves behind, gradients included, so that two ways to run the same can be compared whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from memkit.state import Tree, map_tensors, tensors
+from memkit.testing.close import GRADIENTS, LARGEST, Discarded, Mismatch, named, same, same_trees, within
+
+STEP = 1e-6
+SLOPES = 1e-4
+"""How far a central difference with `STEP` may be from the slope; a wrong gradient is off by its own size."""
+
+
+class Outcome(NamedTuple):
+    """The results of a run by name, and the gradients of a fixed random functional of them in what was given."""
+
+    results: dict[str, Tree]
+    gradients: dict[str, Tensor]
+
+
+def outcome(run: Callable[[dict[str, Tree]], dict[str, Tree]], given: dict[str, Tree]) -> Outcome:
+    """Run with every floating tensor of `given` as a leaf, and differentiate all results in all of them."""
+    leaves = map_tensors(lambda x: x.detach().clone().requires_grad_(x.is_floating_point()), given)
+    results = run(leaves)
+    inputs = {path: x for name in leaves for path, x in named(name, leaves[name]) if x.requires_grad}
+    return Outcome(results, gradients(results, inputs))
+
+
+def gradients(results: Tree, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """d <r, results> / d leaf for a random r that depends on shapes alone; 0 for leaves of no influence."""
+    found = torch.autograd.grad(functional(results), list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))
+
+
+def functional(results: Tree) -> Tensor:
+    """A fixed random linear functional of all floating tensors of a tree."""
+    generator = torch.Generator().manual_seed(0)
+    total = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    for x in tensors(results):
+        if x.is_floating_point():
+            total = total + (x * torch.randn(x.shape, generator=generator, dtype=x.dtype)).sum()
+    return total
+
+
+def agree(actual: Outcome, reference: Outcome) -> None:
+    """Raise `Mismatch` unless results and gradients are the same."""
+    for name in reference.results:
+        same_trees(name, actual.results[name], reference.results[name])
+    for name in reference.gradients:
+        same(f"the gradient of {name}", actual.gradients[name], reference.gradients[name], GRADIENTS)
+
+
+def stack(trees: Sequence[Tree]) -> Tree:
+    """Put trees of single rows below each other; hints are those of the first."""
+    columns = zip(*(tensors(tree) for tree in trees), strict=True)
+    stacked = iter([torch.cat(column) for column in columns])
+    return map_tensors(lambda _: next(stacked), trees[0])
+
+
+def check_slope(
+    run: Callable[[dict[str, Tree]], dict[str, Tree]], given: Callable[[int], dict[str, Tree]]
+) -> None:
+    """Raise `Mismatch` unless gradients are slopes: for each input, along one random direction of it.
+
+    `given(stream)` draws the inputs. A draw may sit on a kink, where no slope exists, so a law is broken only
+    if a second one says so too.
+    """
+    try:
+        _compare_slopes(run, given(1))
+    except Mismatch:
+        _compare_slopes(run, given(9))
+
+
+def _compare_slopes(run: Callable[[dict[str, Tree]], dict[str, Tree]], inputs: dict[str, Tree]) -> None:
+    found = outcome(run, inputs)
+    generator = torch.Generator().manual_seed(1)
+    for name, gradient in found.gradients.items():
+        direction = torch.randn(gradient.shape, generator=generator, dtype=gradient.dtype)
+        ahead, behind = (
+            functional(run(_moved(inputs, name, direction * step))).detach() for step in (STEP, -STEP)
+        )
+        parts = gradient * direction
+        size = float(parts.abs().sum())
+        if not size <= LARGEST:
+            raise Discarded(f"the gradient of {name} reaches {size:.3g}.")
+        within(f"the slope along {name}", parts.sum(), (ahead - behind) / (2 * STEP), SLOPES * (1 + size))
+
+
+def _moved(inputs: dict[str, Tree], name: str, by: Tensor) -> dict[str, Tree]:
+    """The same inputs with one tensor moved."""
+    places = iter([path for key in inputs for path, _ in named(key, inputs[key])])
+    return map_tensors(lambda x: x + by if next(places) == name else x, inputs)
