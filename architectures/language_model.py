@@ -21,7 +21,6 @@ from memkit.mixers.base import Mixer
 from memkit.state import State
 
 NORM_EPS = 1e-6
-EMBEDDING_STD = 0.02  # with a tied head and a normalised input, logits start at 0.02 sqrt(D): near uniform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +109,8 @@ class LanguageModel(nn.Module):
                 )
         self.vocab_size, self.dim, self.depth, self.checkpoint = vocab_size, dim, len(mixers), checkpoint
         self.embedding = nn.Embedding(vocab_size, dim)
-        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        # Tokens must stay audible beside what the first mixers add, and logits begin within one nat of uniform.
+        nn.init.normal_(self.embedding.weight, std=dim**-0.5)
         scale = (2 * len(mixers)) ** -0.5  # 2 residual branches a layer keep the stream's variance near 1
         self.blocks = nn.ModuleList(Block(mixer, feed_forward, scale) for mixer in mixers)
         self.norm = nn.RMSNorm(dim, eps=NORM_EPS)

@@ -14,13 +14,14 @@ def transformer(
     dim: int = 128,
     depth: int = 4,
     heads: int = 4,
+    conv: int = 0,
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
     """Full causal attention in every layer; its state grows with the text."""
     return hybrid(
         vocab_size=vocab_size,
-        pattern=["full_attention"],
+        pattern=[{"name": "full_attention", "conv": conv}],
         dim=dim,
         depth=depth,
         heads=heads,
@@ -37,13 +38,14 @@ def sliding_window(
     depth: int = 4,
     heads: int = 4,
     window: int = 64,
+    conv: int = 0,
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
     """Causal attention over the last `window` tokens, the token itself included, in every layer."""
     return hybrid(
         vocab_size=vocab_size,
-        pattern=[{"name": "sliding_window", "window": window}],
+        pattern=[{"name": "sliding_window", "window": window, "conv": conv}],
         dim=dim,
         depth=depth,
         heads=heads,

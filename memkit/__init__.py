@@ -5,6 +5,7 @@ chunk-parallel form, the decoder, the property tests and the row in an ablation 
 """
 
 from memkit.engine import MemoryState, Observation, explain, init_state, memorize, observe, retrieve
+from memkit.files import load_state, save_state
 from memkit.registry import Config, build, names, register
 from memkit.rule import Gate, Objective, Optimizer, Retention, Rule
 from memkit.state import State
@@ -22,9 +23,11 @@ __all__ = [
     "build",
     "explain",
     "init_state",
+    "load_state",
     "memorize",
     "names",
     "observe",
     "register",
     "retrieve",
+    "save_state",
 ]

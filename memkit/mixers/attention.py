@@ -13,6 +13,7 @@ from memkit.alignment import align
 from memkit.checks import divides, positive
 from memkit.mixers.backends import Banded, banded_attention, check_backend
 from memkit.mixers.base import Mixer, MixerState, no_segment
+from memkit.mixers.conv import ShortConv
 from memkit.mixers.rope import Rotary
 from memkit.registry import register
 
@@ -21,12 +22,14 @@ from memkit.registry import register
 class AttentionState(MixerState):
     """What attention keeps: the last C valid tokens of each row, in order and ending at the last slot.
 
+    tail `[B, conv - 1, 3 D]`: the convolution's last inputs.
     prefix_keys, prefix_values `[B, H, P, K]`: tokens that everyone sees; they have no position.
     keys, values `[B, H, C, K]`: keys are rotated by their positions. count `[B]`: valid tokens so far; slots
     before the first token are empty. seen: `count`, where it is the same for all rows and known without
     looking at the device, else None.
     """
 
+    tail: Tensor
     prefix_keys: Tensor
     prefix_values: Tensor
     keys: Tensor
@@ -82,7 +85,7 @@ class Attention(Mixer):
     band of slots and costs O(T * window) there too. `write` changes nothing: the cache tracks the stream.
     """
 
-    def __init__(self, dim: int, heads: int, window: int | None, backend: str) -> None:
+    def __init__(self, dim: int, heads: int, window: int | None, backend: str, conv: int) -> None:
         super().__init__(dim)
         divides("heads", heads, "dim", dim)
         if window is not None:
@@ -93,6 +96,7 @@ class Attention(Mixer):
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_kv = nn.Linear(dim, 2 * dim, bias=False)
         self.to_out = nn.Linear(dim, dim, bias=False)
+        self.conv = ShortConv(3 * dim, conv)
 
     def init_state(self, batch: int, prefix: Tensor | None = None) -> AttentionState:
         """The state before the first token, for `batch` rows.
@@ -110,6 +114,7 @@ class Attention(Mixer):
         slots = 0 if self.window is None else self.window - 1
         return AttentionState(
             segment=no_segment(batch, weight.device),
+            tail=self.conv.init_tail(batch, weight, 3 * self.dim),
             prefix_keys=prefix_keys,
             prefix_values=prefix_values,
             keys=empty(slots),
@@ -148,19 +153,20 @@ class Attention(Mixer):
         tokens = x.shape[1]
         if tokens == 0:
             return x, state
+        qkv, tail = self.conv(torch.cat([self.to_q(x), self.to_kv(x)], -1), state.tail, mask)
+        state = replace(state, tail=tail)
         if mask is None:
-            keys, values, y = self._attend(x, state)
+            keys, values, y = self._attend(qkv, state)
         else:
             ranks = align(mask, torch.zeros_like(state.count), tokens)
-            keys, values, y = self._attend(ranks.to_slots(x), state)
+            keys, values, y = self._attend(ranks.to_slots(qkv), state)
             y = ranks.to_tokens(y)
         return y, self._advance(state, keys, values, tokens, mask)
 
-    def _attend(self, x: Tensor, state: AttentionState) -> tuple[Tensor, Tensor, Tensor]:
-        """Attend from x: -> keys and values `[B, H, C + T, K]` and the output `[B, T, D]`."""
-        (q,) = self._heads(self.to_q(x), 1)
-        k, v = self._heads(self.to_kv(x), 2)
-        position = state.count[:, None] + torch.arange(x.shape[1], device=x.device)
+    def _attend(self, qkv: Tensor, state: AttentionState) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend from qkv `[B, T, 3 D]`: -> keys and values `[B, H, C + T, K]` and the output `[B, T, D]`."""
+        q, k, v = self._heads(qkv, 3)
+        position = state.count[:, None] + torch.arange(qkv.shape[1], device=qkv.device)
         q, k = self.rotary(q, position), self.rotary(k, position)
         # Under autocast the state keeps its own dtype and attention takes the queries'.
         keys = torch.cat([state.keys.to(k.dtype), k], 2)
@@ -207,23 +213,25 @@ def _gather(x: Tensor, index: Tensor) -> Tensor:
 class SlidingWindowAttention(Attention):
     """Attention over the last `window` valid tokens, the token itself included; the state is O(window).
 
+    conv: width of a causal convolution over queries, keys and values, 0 for none.
     Raises `ValueError` unless heads divides dim into even widths and window >= 1, and for a backend that is
     unknown or not there (`"auto"`, `"torch"`, `"flex"`, `"flash_attn"`, `"xformers"`).
     """
 
-    def __init__(self, dim: int, heads: int = 4, window: int = 64, backend: str = "auto") -> None:
-        super().__init__(dim, heads, window, backend)
+    def __init__(self, dim: int, heads: int = 4, window: int = 64, backend: str = "auto", conv: int = 0) -> None:
+        super().__init__(dim, heads, window, backend, conv)
 
 
 @register("mixer", "full_attention")
 class FullAttention(Attention):
     """Attention over all tokens so far; the state grows by T slots with every call of T tokens.
 
+    conv: width of a causal convolution over queries, keys and values, 0 for none.
     Raises `ValueError` as `SlidingWindowAttention`.
     """
 
-    def __init__(self, dim: int, heads: int = 4, backend: str = "auto") -> None:
-        super().__init__(dim, heads, None, backend)
+    def __init__(self, dim: int, heads: int = 4, backend: str = "auto", conv: int = 0) -> None:
+        super().__init__(dim, heads, None, backend, conv)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, backend: str = "auto") -> Tensor:

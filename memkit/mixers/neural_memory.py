@@ -76,10 +76,7 @@ class NeuralMemory(Mixer):
         self.qkv = Projection(dim, 3 * dim, conv)
         self.gates = GateProjection(dim, heads, self.width, self.width, made)
         key_dim = prepared_key_dim(made, self.width, self.width)
-        shapes = made.memory.shapes(key_dim, self.width)
-        self.initial = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(heads, *shape) / shape[0] ** 0.5) for name, shape in shapes.items()}
-        )
+        self.initial = nn.ParameterDict(_initial_weights(made, heads, key_dim, self.width))
         constants = made.memory.constants(key_dim, self.width)
         self.constants = nn.ParameterDict(
             {name: nn.Parameter(value.expand(heads, *value.shape).clone()) for name, value in constants.items()}
@@ -87,6 +84,23 @@ class NeuralMemory(Mixer):
         self.norm = nn.RMSNorm(self.width, eps=1e-6)
         self.gate = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
+        self._start_as_recall()
+
+    @torch.no_grad()
+    def _start_as_recall(self) -> None:
+        """Start as a memory of what followed what.
+
+        A token's key should resemble the query that will ask for its value, and that is the token before it.
+        So key and query projections start equal, and each head's keys look back by 0 to 1 tokens, spread
+        evenly over its channels. From an independent start the outer loop finds this binding late or never.
+        """
+        q, k, _ = self.qkv.linear.weight.chunk(3)
+        k.copy_(q)
+        if self.qkv.conv.width > 1:
+            back = torch.linspace(0, 1, self.width).repeat(self.heads)
+            taps = self.qkv.conv.taps.chunk(3, 1)[1]
+            taps[-1] -= back
+            taps[-2] += back
 
     def init_state(self, batch: int) -> NeuralMemoryState:
         """The learned initial weights, and nothing else, for every row."""
@@ -123,6 +137,19 @@ class NeuralMemory(Mixer):
         """Norm, gate and output projection of what was read, y `[B, T, H, V]` (Titans 4.4)."""
         y = self.norm(y.to(x.dtype)).flatten(2)
         return self.out(y * F.silu(self.gate(x)))
+
+
+def _initial_weights(rule: Rule, heads: int, key_dim: int, value_dim: int) -> dict[str, nn.Parameter]:
+    """Initial weights of the memory, learned from there.
+
+    What is read is normalised, so what little the first writes say must not drown in what the initial
+    weights say: the last layer starts small, and a single matrix at zero. Hidden layers are N(0, 1 / in).
+    """
+    shapes = rule.memory.shapes(key_dim, value_dim)
+    weights = {name: torch.randn(heads, *shape) / shape[0] ** 0.5 for name, shape in shapes.items()}
+    last = list(weights)[-1]
+    weights[last] *= 0.0 if len(weights) == 1 else 0.1
+    return {name: nn.Parameter(weight) for name, weight in weights.items()}
 
 
 def unit(x: Tensor) -> Tensor:
