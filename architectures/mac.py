@@ -76,6 +76,8 @@ class MemoryAsContext(Mixer):
         self.to_out = nn.Linear(dim, dim, bias=False)
         self.norm = nn.RMSNorm(dim, eps=1e-6)
         self.gating = Gating(dim)
+        with torch.no_grad():  # ask the memory in the language in which it starts to be written
+            self.recalling.linear.weight.copy_(self.memory.qkv.linear.weight[:dim])
 
     def init_state(self, batch: int) -> MACState:
         """The memory at its start, in a segment of which no slot is used."""
@@ -103,15 +105,18 @@ class MemoryAsContext(Mixer):
     def mix(self, x: Tensor, state: MACState, mask: Tensor | None, write: bool) -> tuple[Tensor, MACState]:
         """One document piece; see `Mixer`."""
         tokens = x.shape[1]
+        if tokens == 0:
+            return x, state
         queries, tail = self.recalling(x, state.tail, mask)
         state = replace(state, tail=tail)
         layout = lay_out(self.segment, mask, state.offset, state.phase, tokens, self.segment)
-        placed, queries = layout.to_slots(x), layout.to_slots(queries)
-        outputs = [placed[:, :0]]
-        for block in layout.blocks:
-            part = slice(block.start, block.stop)
-            valid = None if layout.valid is None else layout.valid[:, part]
-            y, state = self._within_segment(placed[:, part], queries[:, part], block, valid, state, write)
+        # Split all at once: the backward pass of every single slice would write a whole [B, T, D].
+        lengths = [block.stop - block.start for block in layout.blocks]
+        parts = zip(layout.to_slots(x).split(lengths, 1), layout.to_slots(queries).split(lengths, 1), strict=True)
+        outputs = []
+        for block, (x_part, q_part) in zip(layout.blocks, parts, strict=True):
+            valid = None if layout.valid is None else layout.valid[:, block.start : block.stop]
+            y, state = self._within_segment(x_part, q_part, block, valid, state, write)
             outputs.append(y)
         counted = tokens if mask is None else mask.sum(1)
         known = mask is None and state.phase is not None

@@ -17,16 +17,24 @@ from memkit.registry import register
 
 
 class Gating(nn.Module):
-    """y (x) m: both normalised with learned vector weights, then y times sigmoid(m) (Titans 4.2)."""
+    """y (x) m, "any non-linear gating": y and m, normalised with learned vector weights, gate each other.
+
+    The paper leaves the form open (4.2). Here it is y sigmoid(m) + m sigmoid(y), so that what the memory recalls
+    reaches the residual stream itself and not only as a factor of what attention says. The weights start
+    small enough for the tokens to stay audible beside it.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm_core = nn.RMSNorm(dim, eps=1e-6)
         self.norm_memory = nn.RMSNorm(dim, eps=1e-6)
+        for norm in (self.norm_core, self.norm_memory):
+            nn.init.constant_(norm.weight, 0.3)
 
     def forward(self, core: Tensor, memory: Tensor) -> Tensor:
-        """Gate what the core computed, `[B, T, D]`, by what the memory says, `[B, T, D]`."""
-        return self.norm_core(core) * self.norm_memory(memory).sigmoid()
+        """Join what the core computed, `[B, T, D]`, and what the memory says, `[B, T, D]`."""
+        y, m = self.norm_core(core), self.norm_memory(memory)
+        return y * m.sigmoid() + m * y.sigmoid()
 
 
 @dataclass(frozen=True, kw_only=True)

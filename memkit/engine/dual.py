@@ -22,7 +22,7 @@ from torch import Tensor
 from memkit.alignment import pick
 from memkit.engine import coefficients
 from memkit.engine.coefficients import Coefficients
-from memkit.engine.memory_state import Rows, Weights, Window, as_window, at, gate_at, join
+from memkit.engine.memory_state import Rows, Weights, Window, as_window, cut, gate_at, join
 from memkit.engine.scan import Watch
 from memkit.engine.tape import Tape, record
 from memkit.layout import Block
@@ -46,9 +46,10 @@ def dual(
     # Weight and slots of a matrix lie below each other, `[N, n * in, out]`: one product reads them all.
     carry = {name: torch.cat([weight, *rows.slots[name]], 1) for name, weight in rows.weights.items()}
     anchor, window = dict(rows.anchor), rows.window
-    for block, own in zip(blocks, _coefficients(rule, tokens, valid, blocks), strict=True):
+    lengths = [block.stop - block.start for block in blocks]
+    parts = zip(blocks, cut(tokens, lengths), _coefficients(rule, tokens, valid, lengths), strict=True)
+    for block, here, own in parts:
         part = slice(block.start, block.stop)
-        here = at(tokens, part)
         anchor = _begin(rule, block, carry, anchor, rows, here.gates)
         sources = here if window is None else join(window, as_window(rule, here, valid, part))
         tape = record(rule, sources.k, sources.v, sources.gates, anchor, rows.constants, surprise=watch is not None)
@@ -71,17 +72,14 @@ def dual(
     return y, replace(rows, weights=weights, slots=slots, anchor=kept, window=window)
 
 
-def _coefficients(rule: Rule, tokens: Tokens, valid: Tensor | None, blocks: list[Block]) -> Iterator[Coefficients]:
+def _coefficients(rule: Rule, tokens: Tokens, valid: Tensor | None, lengths: list[int]) -> Iterator[Coefficients]:
     """Coefficients of every block; neighbouring blocks of one length are computed at once, as they see no weights."""
     transition, write = coefficients.probe(rule, tokens.gates, valid, tokens.q[..., 0])
-    start = 0
-    for size, group in groupby(block.stop - block.start for block in blocks):
-        shape = (len(list(group)), size)
-        part = slice(start, start + shape[0] * size)
-        start = part.stop
-        some = coefficients.unroll(transition[:, part].unflatten(1, shape), write[:, part].unflatten(1, shape))
-        for one in zip(*(x.unbind(1) for x in some), strict=True):
-            yield Coefficients(*one)
+    runs = [(len(list(group)), length) for length, group in groupby(lengths)]
+    spans = [count * length for count, length in runs]
+    for shape, *some in zip(runs, transition.split(spans, 1), write.split(spans, 1), strict=True):
+        run = coefficients.unroll(*(x.unflatten(1, shape) for x in some))
+        yield from map(Coefficients, *(x.unbind(1) for x in run))
 
 
 def _begin(rule: Rule, block: Block, carry: Weights, anchor: Weights, rows: Rows, gates: Gates) -> Weights:

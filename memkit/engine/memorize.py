@@ -13,7 +13,7 @@ from torch import Tensor
 from memkit.documents import pieces
 from memkit.engine import inputs, plan
 from memkit.engine.dual import dual
-from memkit.engine.memory_state import MemoryState, at, from_rows, per_row, to_rows
+from memkit.engine.memory_state import MemoryState, cut, from_rows, per_row, to_rows
 from memkit.engine.scan import Watch, scan
 from memkit.layout import lay_out, without_periods
 from memkit.rule import Gates, Rule, Tokens, identity
@@ -132,29 +132,31 @@ def _memorize(
         tokens = rule.prepare(map_tensors(lambda x: _clean(x, mask).to(dtype), tokens))
         inputs.check_widths(rule, state, tokens.k.shape[-1], tokens.v.shape[-1])
 
-        def run(part: slice, state: MemoryState) -> tuple[Tensor, MemoryState]:
-            valid = None if mask is None else mask[:, part]
-            return _piece(rule, at(tokens, part), state, valid, chosen, block_size, watch)
+        def run(tokens: Tokens, mask: Tensor | None, state: MemoryState) -> tuple[Tensor, MemoryState]:
+            return _piece(rule, tokens, state, mask, chosen, block_size, watch)
 
         if segment_ids is None:
-            y, state = run(slice(None), state)
+            y, state = run(tokens, mask, state)
         else:
-            y, state = _documents(run, rule, mask, segment_ids, state)
+            y, state = _documents(run, rule, tokens, mask, segment_ids, state)
         y = y if mask is None else torch.where(mask[..., None, None], y, 0)
         return y.to(v.dtype), state
 
 
 def _documents(
-    run: Callable[[slice, MemoryState], tuple[Tensor, MemoryState]],
+    run: Callable[[Tokens, Tensor | None, MemoryState], tuple[Tensor, MemoryState]],
     rule: Rule,
+    tokens: Tokens,
     mask: Tensor | None,
     segment_ids: Tensor,
     state: MemoryState,
 ) -> tuple[Tensor, MemoryState]:
-    outputs = [run(slice(0, 0), state)[0]]  # so that no tokens at all give an output of the right shape
-    for piece in pieces(mask, segment_ids, state.segment):
+    found = pieces(mask, segment_ids, state.segment)
+    nothing, *parts = cut(tokens, [0, *(piece.stop - piece.start for piece in found)])
+    outputs = [run(nothing, None, state)[0]]  # so that no tokens at all give an output of the right shape
+    for piece, part in zip(found, parts, strict=True):
         state = state if piece.resets is None else state.reset(piece.resets, rule)
-        y, state = run(slice(piece.start, piece.stop), state)
+        y, state = run(part, None if mask is None else mask[:, piece.start : piece.stop], state)
         state = replace(state, segment=piece.segment)
         outputs.append(y)
     return torch.cat(outputs, 1), state

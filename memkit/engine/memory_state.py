@@ -229,9 +229,14 @@ def per_row(x: Tensor, heads: int) -> Tensor:
     return x.repeat_interleave(heads, 0)
 
 
-def at(tokens: Tokens, part: slice) -> Tokens:
-    """Some of the tokens `[N, T, ...]`."""
-    return map_tensors(lambda x: x[:, part], tokens)
+def cut(tokens: Tokens, lengths: list[int]) -> list[Tokens]:
+    """Parts of the tokens `[N, T, ...]`, one after the other.
+
+    All at once, because the backward pass of every single slice would write a whole `[N, T, ...]`.
+    """
+    q, k, v = (x.split(lengths, 1) for x in tokens[:3])
+    gates = {name: gate.split(lengths, 1) for name, gate in tokens.gates.items()}
+    return [Tokens(q[i], k[i], v[i], {name: g[i] for name, g in gates.items()}) for i in range(len(lengths))]
 
 
 def gate_at(gates: Gates, index: int) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.engine.memory_state import Rows, Weights, Window, as_window, at, gate_at, join
+from memkit.engine.memory_state import Rows, Weights, Window, as_window, cut, gate_at, join
 from memkit.engine.tape import limit_scale
 from memkit.rule import Rule, Tokens, identity
 from memkit.state import merge_trees
@@ -29,9 +29,9 @@ def scan(
     `watch` receives (loss, surprise) `[N, 1]` of every token.
     """
     outputs = []
-    for t in range(tokens.q.shape[1]):
+    for t, token in enumerate(cut(tokens, [1] * tokens.q.shape[1])):
         valid = torch.ones_like(offset, dtype=torch.bool) if mask is None else mask[:, t]
-        y, moved = _step(rule, at(tokens, slice(t, t + 1)), rows, offset, watch)
+        y, moved = _step(rule, token, rows, offset, watch)
         rows = _where(valid, moved, rows)
         outputs.append(torch.where(valid[:, None, None], y, torch.zeros_like(y)))
         offset = (offset + valid) % rule.period

@@ -24,6 +24,15 @@ class ShortConv(nn.Module):
             taps[-1] += 1.0
             self.taps = nn.Parameter(taps)
 
+    @torch.no_grad()
+    def look_back(self, channels: slice, heads: int) -> None:
+        """Start some channels 0 to 1 tokens back, spread evenly over each head's channels."""
+        if self.width > 1:
+            taps = self.taps[:, channels]
+            back = torch.linspace(0, 1, taps.shape[1] // heads).repeat(heads)
+            taps[-1] -= back
+            taps[-2] += back
+
     def init_tail(self, batch: int, like: Tensor, channels: int) -> Tensor:
         """The inputs before the first token: zeros `[B, width - 1, C]`."""
         return like.new_zeros(batch, max(self.width - 1, 0), channels)

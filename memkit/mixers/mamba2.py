@@ -54,6 +54,17 @@ class Mamba2(Mixer):
         self.skip = nn.Parameter(torch.ones(heads))
         self.norm = nn.RMSNorm(self.inner, eps=1e-6)
         self.out = nn.Linear(self.inner, dim, bias=False)
+        self._start_as_recall()
+
+    @torch.no_grad()
+    def _start_as_recall(self) -> None:
+        """Start B, which writes, like C, which reads, and let B look back: see `NeuralMemory`.
+
+        The published layer starts them independently, and stayed at guessing for 700 steps of recall.
+        """
+        _, _, b, c, _ = self.project.weight.split([self.inner, self.inner, self.state, self.state, self.heads])
+        c.copy_(b)
+        self.conv.look_back(slice(self.inner, self.inner + self.state), 1)
 
     def init_state(self, batch: int) -> Mamba2State:
         """Zeros."""

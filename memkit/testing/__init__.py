@@ -1,0 +1,52 @@
+"""Laws that every rule, mixer and language model must keep, and the means to hold yours to them.
+
+    check_rule(rule)                    all laws, or `LawBroken` with the smallest failing example of each
+    check_mixer(factory), check_model(factory)
+    @parametrize_with_laws([...])       one pytest item for each component and law
+    memkit.testing.strategies           problems to write laws of your own over
+
+Needs the extra `testing` (hypothesis and pytest); `memkit` itself never imports this package.
+"""
+
+try:
+    import hypothesis  # noqa: F401
+    import pytest  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "memkit.testing needs hypothesis and pytest. Install them with: pip install 'memkit[testing]'"
+    ) from error
+
+from memkit.testing.check import Profile, check_mixer, check_model, check_rule, parametrize_with_laws
+from memkit.testing.close import Discarded, Mismatch, same, same_trees
+from memkit.testing.law import Law, LawBroken
+from memkit.testing.laws_mixer import MIXER_LAWS, MODEL_LAWS
+from memkit.testing.laws_rule import RULE_LAWS
+from memkit.testing.report import Report, Verdict
+from memkit.testing.sequences import MixerProblem, ModelProblem, mixer_problems, model_problems
+from memkit.testing.strategies import Engine, RuleProblem, rule_problems
+
+__all__ = [
+    "MIXER_LAWS",
+    "MODEL_LAWS",
+    "RULE_LAWS",
+    "Discarded",
+    "Engine",
+    "Law",
+    "LawBroken",
+    "Mismatch",
+    "MixerProblem",
+    "ModelProblem",
+    "Profile",
+    "Report",
+    "RuleProblem",
+    "Verdict",
+    "check_mixer",
+    "check_model",
+    "check_rule",
+    "mixer_problems",
+    "model_problems",
+    "parametrize_with_laws",
+    "rule_problems",
+    "same",
+    "same_trees",
+]

@@ -59,7 +59,7 @@ def descent(rule: Rule, problem: RuleProblem) -> None:
     size = float(slope.abs().max())
     if not size <= LARGEST:
         raise Discarded(f"d loss / d lr reaches {size:.3g}.")
-    within("d loss / d lr above 0, row and head", slope.clamp(min=0), torch.zeros_like(slope), DESCENT * (1 + size))
+    within("max(0, d loss / d lr) at row, head ", slope.clamp(min=0), torch.zeros_like(slope), DESCENT * (1 + size))
 
 
 def token_loss(rule: Rule, tokens: Tokens, state: MemoryState) -> Tensor:

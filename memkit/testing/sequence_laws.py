@@ -153,13 +153,7 @@ def reading_does_not_write(component: Any, problem: SequenceProblem) -> None:
     _, after = component(problem.inputs(component), state, write=False)
     before = [memory for _, memory in memories("state", state)]
     for path, memory in memories("state", after):
-        for place, old in enumerate(before):
-            try:
-                same_trees(path, (memory.weights, memory.slots), (old.weights, old.slots))
-                break
-            except Mismatch:
-                if place == len(before) - 1:
-                    raise
+        _one_of(path, memory, before)
 
 
 @torch.no_grad()
@@ -235,6 +229,16 @@ def memories(name: str, tree: Tree) -> Iterator[tuple[str, MemoryState]]:
     elif isinstance(tree, tuple):
         for key, value in enumerate(tree):
             yield from memories(f"{name}.{key}", value)
+
+
+def _one_of(path: str, memory: MemoryState, before: list[MemoryState]) -> None:
+    """Raise `Mismatch` unless a memory holds the weights and slots of one of those before."""
+    for old in before[:-1]:
+        try:
+            return same_trees(path, (memory.weights, memory.slots), (old.weights, old.slots))
+        except Mismatch:
+            continue
+    same_trees(path, (memory.weights, memory.slots), (before[-1].weights, before[-1].slots))
 
 
 def _next(component: Any, problem: SequenceProblem, state: Any, rows: slice = slice(None)) -> Tensor:

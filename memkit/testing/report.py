@@ -1,0 +1,67 @@
+"""What comes of holding a component to its laws: a verdict for each, and a report in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from memkit.testing.law import LawBroken
+
+Status = Literal["passed", "failed", "exempt", "does not apply"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One law's verdict.
+
+    detail: what broke it, the reason of an exemption, or what it takes for the law to apply. example: the
+    smallest failing problem, which can be typed in again. examples, discarded: problems tried, and how many of
+    them said nothing.
+    """
+
+    law: str
+    status: Status
+    equation: str
+    detail: str = ""
+    example: object = None
+    examples: int = 0
+    discarded: int = 0
+
+    def __str__(self) -> str:
+        if self.status == "passed":
+            return f"passed          {self.law}"
+        if self.status != "failed":
+            return f"{self.status:15} {self.law}: {self.detail}"
+        parts = [f"FAILED          {self.law}", *self.equation.splitlines(), *self.detail.splitlines()]
+        if self.example is not None:
+            parts.append(f"smallest example: {self.example!r}")
+        return "\n                ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All verdicts on one component; as text, a line for each and a paragraph for each failure."""
+
+    component: str
+    verdicts: tuple[Verdict, ...]
+
+    def __getitem__(self, law: str) -> Verdict:
+        """The verdict of one law."""
+        return next(verdict for verdict in self.verdicts if verdict.law == law)
+
+    @property
+    def failures(self) -> tuple[Verdict, ...]:
+        """The broken laws."""
+        return tuple(verdict for verdict in self.verdicts if verdict.status == "failed")
+
+    def __str__(self) -> str:
+        statuses = [verdict.status for verdict in self.verdicts]
+        counts = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses))
+        return "\n".join([f"{self.component}: {counts}", *(f"  {verdict}" for verdict in self.verdicts)])
+
+    def raise_failures(self) -> None:
+        """Raise `LawBroken` with everything there is to say about the broken laws, if there are any."""
+        if self.failures:
+            names = ", ".join(repr(verdict.law) for verdict in self.failures)
+            told = "\n".join(f"  {verdict}" for verdict in self.failures)
+            raise LawBroken(f"{self.component} breaks {names}.\n{told}")
