@@ -34,10 +34,10 @@ def single_precision(rule: Rule, problem: RuleProblem) -> None:
     largest = 0.0
     for start in range(0, problem.stream, CALL):
         tokens = _contractive(rule, problem, min(CALL, problem.stream - start), start)
-        y, exact = _run(rule, problem, tokens, exact)
+        y, exact = problem.engine.memorize(rule, *tokens, exact)
         tokens = map_tensors(Tensor.float, tokens)
-        y_rounded, rounded = _run(rule, problem, map_tensors(Tensor.double, tokens), rounded)
-        y_rough, rough = _run(rule, problem, tokens, rough)
+        y_rounded, rounded = problem.engine.memorize(rule, *map_tensors(Tensor.double, tokens), rounded)
+        y_rough, rough = problem.engine.memorize(rule, *tokens, rough)
         largest = max(largest, float(y.abs().max()))
         if not largest <= LARGEST:
             raise Discarded(f"y reaches {largest:.3g}.")

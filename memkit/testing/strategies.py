@@ -27,7 +27,7 @@ from memkit.state import map_tensors
 OPEN_RANGE = 0.1
 """Where a gate has no upper bound (a step size), draws stay this near to its lower one."""
 LONGEST_PREFIX = 20
-LONG_STREAM = int(os.environ.get("MEMKIT_LAW_TOKENS", 600))
+LONG_STREAM = int(os.environ.get("MEMKIT_LAW_TOKENS", 300))
 """Tokens of the streams on which single precision is held to double; 100,000 in a nightly run."""
 MaskKind = Literal["anywhere", "left"]
 

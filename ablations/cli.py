@@ -1,0 +1,181 @@
+"""The command `memkit`.
+
+Exit codes: 0 done, 1 a run failed, 2 a mistake in what was asked for, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ablations.display import Display
+from ablations.grid import changed, read_grid
+from ablations.listing import print_component, print_kind, print_kinds
+from ablations.report import write_report
+from ablations.report.table import print_table
+from ablations.results import failed
+from ablations.run import FINISHED
+from ablations.run_grid import run_grid
+from ablations.single import continue_text, train_one
+from ablations.strict import assignments
+
+PIPED_WIDTH = 200  # columns of a table that goes to a file or another program
+
+app = typer.Typer(
+    name="memkit",
+    help="Memory layers for sequence models: list the parts, run ablations, train and sample small models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for everything that is written.")]
+Text = Annotated[Path | None, typer.Option(help="Your own text, a file or a folder, for the task 'text'.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Training steps, instead of what is set otherwise.")]
+Pairs = list[str] | None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code; a user's mistake is one message, not a traceback."""
+    try:
+        app(args=arguments, prog_name="memkit")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except ValueError as error:
+        _err().print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+@app.command("list")
+def list_components(
+    kind: Annotated[str | None, typer.Argument(help="rule, mixer, architecture, task, grid, ...")] = None,
+    name: Annotated[str | None, typer.Argument(help="One component: what it is, and its options.")] = None,
+) -> None:
+    """Show what there is to build with.
+
+    Examples:
+
+    - `memkit list`
+    - `memkit list rule`
+    - `memkit list architecture mac`
+    """
+    if kind is None:
+        print_kinds(_out())
+    elif name is None:
+        print_kind(kind, _out())
+    else:
+        print_component(kind, name, _out())
+
+
+@app.command()
+def ablate(
+    grid: Annotated[str, typer.Argument(help="A shipped grid (`memkit list grid`) or a YAML file.")],
+    folder: Out = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Runs at a time; one a core.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, instead of the grid's.")] = None,
+    steps: Steps = None,
+    text: Text = None,
+) -> None:
+    """Train every variant of a grid on the same tokens, and report what differs.
+
+    Runs that the folder already holds are kept, so an interrupted grid goes on where it stopped.
+
+    Examples:
+
+    - `memkit ablate quickstart`
+    - `memkit ablate my_grid.yaml --out runs/mine --seeds 3 --jobs 4`
+    - `memkit ablate quickstart --text my_novel.txt --out runs/novel`
+    """
+    folder = folder or Path("runs") / Path(grid).stem
+    read = read_grid(grid, seeds=seeds, steps=steps, text=None if text is None else str(text))
+    try:
+        with Display(_err()) as display:
+            run_grid(read, folder, jobs=jobs, on_start=display.start, on_news=display.hear)
+    except KeyboardInterrupt:
+        _tell(f"Interrupted. Finished runs are kept in {folder}; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    results = write_report(folder)
+    print_table(results, _out())
+    _tell(f"Report: {folder / 'report.html'}")
+    raise typer.Exit(1 if failed(results) else 0)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="The folder of `memkit ablate`.")]) -> None:
+    """Write the report of a grid again, finished or not, and show its table.
+
+    Example:
+
+    - `memkit report runs/quickstart`
+    """
+    print_table(write_report(folder), _out())
+    _tell(f"Report: {folder / 'report.html'}")
+
+
+@app.command()
+def train(
+    architecture: Annotated[str, typer.Option("--architecture", "-a", help="See `memkit list architecture`.")] = "mac",
+    task: Annotated[str, typer.Option("--task", "-t", help="See `memkit list task`.")] = "text",
+    folder: Out = None,
+    option: Annotated[Pairs, typer.Option("--option", help="Of the architecture, key=value; repeat.")] = None,
+    task_option: Annotated[Pairs, typer.Option("--task-option", help="Of the task, likewise.")] = None,
+    train_option: Annotated[Pairs, typer.Option("--train-option", help="Of the training, likewise.")] = None,
+    steps: Steps = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the data and the initial weights.")] = 0,
+    text: Text = None,
+) -> None:
+    """Train one model; the same command goes on from the newest checkpoint of an interrupted run.
+
+    Examples:
+
+    - `memkit train --architecture mac --task text --out runs/mac`
+    - `memkit train -a lmm --option dim=64 --option rule.depth=1 -t recall --train-option lr=1e-3`
+    """
+    settings = assignments(train_option or []) | {"seed": seed} | ({} if steps is None else {"steps": steps})
+    source = {"name": task, **assignments(task_option or [])} | ({} if text is None else {"path": str(text)})
+    model = changed({"name": architecture}, assignments(option or []))
+    folder = folder or Path("runs") / f"{architecture}-{task}"
+    found = train_one(model, source, settings, folder, _err())
+    _tell(f"Saved in {folder}")
+    raise typer.Exit(0 if found["status"] == FINISHED else 1)
+
+
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run: of `memkit train`, or inside a grid's.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue.")] = "The ",
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=0, help="Bytes to add.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest byte.")] = 0.8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+) -> None:
+    """Continue a text with a trained model.
+
+    Example:
+
+    - `memkit generate runs/mac --prompt "The memory " --tokens 300`
+    """
+    made = continue_text(folder, prompt, tokens, temperature, seed)
+    sys.stdout.buffer.write(made.encode() + b"\n")  # bytes: a terminal of another encoding must not fail
+    sys.stdout.buffer.flush()
+
+
+def _out() -> Console:
+    """Results: to read, to pipe, to keep."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
+
+
+def _err() -> Console:
+    """Progress and messages."""
+    return Console(stderr=True)
+
+
+def _tell(message: str) -> None:
+    _err().print(escape(message), highlight=False, soft_wrap=True)

@@ -1,0 +1,35 @@
+"""Small files written whole or not at all, so that a killed run leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file; readers see the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON as `write_text` does."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; `ValueError` names the file when it is not."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); delete it, or restore it from a copy.") from None
+
+
+def check_ours(folder: Path, marker: str) -> None:
+    """Raise `ValueError` when a folder holds something, and not the file that marks it as one of ours."""
+    if folder.exists() and not (folder / marker).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already and is not an output folder. Choose another --out, or empty it.")

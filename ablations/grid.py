@@ -1,0 +1,221 @@
+"""Grids: a baseline and one-factor changes, read from YAML and checked whole before anything is trained."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import torch
+
+from ablations.settings import TrainConfig
+from ablations.strict import Settings, load_yaml, parse
+from memkit.registry import Config, build, factory, nearest, register
+
+BASELINE = "baseline"
+_SHIPPED = Path(__file__).parent / "grids"
+
+
+class Published(Settings):
+    """Figures of a paper, shown beside ours: the names of its columns, and a row of numbers per variant."""
+
+    columns: list[str]
+    rows: dict[str, list[float | None]]
+
+
+class ReportNotes(Settings):
+    """What a report says besides the numbers."""
+
+    notes: str = ""
+    source: str = ""  # the table or figure that the grid follows
+    published: Published | None = None
+
+
+class Grid(Settings):
+    """A grid file.
+
+    - `task`: a task's name, or a mapping of name and options. `train`: see `TrainConfig`, without `seed`.
+    - `baseline`: an architecture's name and options, without the vocabulary, which the task gives.
+    - `variants`: name -> changes to the baseline. No change is the baseline's own row (one called `baseline`
+      is put first where no variant has that). A mapping changes what it names and keeps the rest. Another
+      `name` takes another architecture, with those of the baseline's options that it has too.
+    - `seeds`: how many, or which.
+    """
+
+    title: str
+    description: str = ""
+    task: str | dict[str, Any]
+    train: dict[str, Any]
+    baseline: dict[str, Any]
+    variants: dict[str, dict[str, Any] | None]
+    seeds: list[int] = [0, 1]
+    report: ReportNotes = ReportNotes()
+
+    @pydantic.field_validator("seeds", mode="before")
+    @classmethod
+    def _count_or_list(cls, seeds: Any) -> Any:
+        return list(range(seeds)) if type(seeds) is int else seeds
+
+    @pydantic.field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int]) -> list[int]:
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError("give how many seeds (1 or more), or a list of different ones (0 or more)")
+        return seeds
+
+    @property
+    def task_config(self) -> Config:
+        """The task as a config."""
+        return Config.of("task", self.task)
+
+    def settings(self, seed: int = 0) -> TrainConfig:
+        """How the runs of one seed are trained."""
+        if "seed" in self.train:
+            raise ValueError("a grid has no train.seed; its seeds are the key 'seeds', beside 'train'.")
+        return parse(TrainConfig, {**self.train, "seed": seed}, "train")
+
+    def architectures(self) -> dict[str, dict[str, Any]]:
+        """Every variant's architecture, as a mapping of name and options, in the grid's order."""
+        rows = {name: changed(self.baseline, changes or {}) for name, changes in self.variants.items()}
+        return rows if self.baseline in rows.values() else {BASELINE: self.baseline, **rows}
+
+    def baseline_row(self) -> str:
+        """The name of the variant that is the baseline."""
+        return next(name for name, made in self.architectures().items() if made == self.baseline)
+
+
+def changed(baseline: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The baseline with changes made, as `Grid` describes; neither is touched.
+
+    Raises `ValueError` for an architecture that does not exist.
+    """
+    name = Config.of("architecture", {**baseline, **changes}).name
+    has = inspect.signature(factory("architecture", name)).parameters
+    kept = dict(baseline) if name == baseline.get("name") else {k: v for k, v in baseline.items() if k in has}
+    for key in changes.keys() & has.keys() - kept.keys():
+        if isinstance(has[key].default, str):  # rule: {depth: 1} alone changes the architecture's own default rule
+            kept[key] = has[key].default
+    return _merge({**kept, "name": name}, changes)
+
+
+def _merge(base: Any, change: Any) -> Any:
+    if isinstance(base, str) and isinstance(change, Mapping) and "name" not in change:
+        base = {"name": base}  # a component without options, written short
+    if not (isinstance(base, Mapping) and isinstance(change, Mapping)):
+        return change
+    if "name" in base and change.get("name", base["name"]) != base["name"]:
+        return dict(change)  # another component: the old one's options mean nothing to it
+    return {**base, **{key: _merge(base.get(key), value) for key, value in change.items()}}
+
+
+def read_grid(
+    source: str | Path, *, seeds: int | None = None, steps: int | None = None, text: str | None = None
+) -> Grid:
+    """Read and check a grid: a shipped one by its name, or a file.
+
+    seeds, steps and text (the path of the task `text`) replace what the grid says. Raises `ValueError`,
+    naming the file and the nearest valid key, for anything that could not run.
+    """
+    content, where = _find(source)
+    data = load_yaml(content, where)
+    grid = parse(Grid, data, where)
+    replaced: dict[str, Any] = {}
+    if seeds is not None:
+        replaced["seeds"] = seeds
+    if steps is not None:
+        replaced["train"] = {**grid.train, "steps": steps}
+    if text is not None:
+        replaced["task"] = {"name": grid.task_config.name, **grid.task_config.options, "path": text}
+    grid = parse(Grid, {**data, **replaced}, where) if replaced else grid
+    check(grid, where)
+    return grid
+
+
+def _find(source: str | Path) -> tuple[str, str]:
+    """A grid's text, and what to call it in messages."""
+    name, path = str(source), Path(source)
+    if name in shipped():
+        return (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"), f"grid {name!r}"
+    if not path.is_file():
+        raise ValueError(f"there is no grid {name!r}, neither shipped nor a file. {nearest(name, shipped())}")
+    return path.read_text(encoding="utf-8"), f"grid {name!r}"
+
+
+def check(grid: Grid, where: str) -> None:
+    """Raise one `ValueError` with every fault of a grid: task, training, and each variant, built empty."""
+    faults: list[str] = []
+
+    def attempt(place: str, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except ValueError as error:
+            faults.append(f"{where}, {place}: {error}")
+
+    task = attempt("task", lambda: grid.task_config.build())
+    attempt("train", grid.settings)
+    vocab_size = 2 if task is None else task.vocab_size
+    for name, changes in {BASELINE: {}, **grid.variants}.items():
+        place = f"variant {name!r}" if name in grid.variants else BASELINE
+        attempt(place, lambda c=changes or {}: build_empty(changed(grid.baseline, c), vocab_size))
+    if not faults:
+        attempt("variants", lambda: _check_names(grid))
+        attempt("report.published", lambda: _check_published(grid))
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def build_empty(architecture: Mapping[str, Any], vocab_size: int) -> torch.nn.Module:
+    """Build an architecture without memory for its weights, which finds every wrong name, option and size."""
+    with torch.device("meta"):
+        return build("architecture", architecture, vocab_size=vocab_size)
+
+
+def slug(name: str) -> str:
+    """A variant's name as a folder's."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "variant"
+
+
+def _check_names(grid: Grid) -> None:
+    rows = grid.architectures()
+    if rows.get(BASELINE, grid.baseline) != grid.baseline:
+        raise ValueError(f"the variant {BASELINE!r} changes the baseline. Give it another name.")
+    for (one, made), (other, made_too) in itertools.combinations(rows.items(), 2):
+        if made == made_too:
+            raise ValueError(f"{one!r} and {other!r} are the same model. Take one away.")
+        if slug(one) == slug(other):
+            raise ValueError(f"{one!r} and {other!r} would share the folder {slug(one)!r}. Rename one.")
+
+
+def _check_published(grid: Grid) -> None:
+    published, known = grid.report.published, grid.architectures()
+    if published is None:
+        return
+    for name, values in published.rows.items():
+        if name not in known:
+            raise ValueError(f"there is no variant {name!r}. {nearest(name, known)}")
+        if len(values) != len(published.columns):
+            raise ValueError(f"{name!r} has {len(values)} figures for {len(published.columns)} columns.")
+
+
+def shipped() -> list[str]:
+    """Names of the grids that come with the package."""
+    return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
+
+
+def register_shipped() -> None:
+    """Register every shipped grid under its file's name, described by its title."""
+    for name in shipped():
+        register("grid", name)(_reader(name))
+
+
+def _reader(name: str) -> Callable[[], Grid]:
+    def read() -> Grid:
+        return read_grid(name)
+
+    content, where = _find(name)
+    read.__doc__, read.__qualname__ = f"{load_yaml(content, where)['title']}\n\n{content}", f"grid {name}"
+    return read

@@ -1,0 +1,42 @@
+"""The outer loop's optimiser: AdamW, warm-up, cosine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from torch import nn
+from torch.optim import AdamW
+
+from ablations.settings import TrainConfig
+
+NOT_DECAYED = (nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
+    """AdamW over two groups: matrices decay; embeddings, norms, biases and other vectors do not."""
+    groups: dict[float, list[nn.Parameter]] = {config.weight_decay: [], 0.0: []}
+    for parameter, decays in _parameters(model):
+        groups[config.weight_decay if decays else 0.0].append(parameter)
+    listed = [{"params": held, "weight_decay": decay} for decay, held in groups.items() if held]
+    return AdamW(listed, lr=config.lr, betas=(0.9, 0.95), fused=True)
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
+    """Every trained parameter once, and whether it decays; a tied one follows the first module that holds it."""
+    seen: set[nn.Parameter] = set()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                yield parameter, parameter.dim() > 1 and not isinstance(module, NOT_DECAYED)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The rate of a step (0 is the first): a linear rise over `warmup`, then a cosine down to `final_lr`."""
+    rise = math.ceil(config.warmup * config.steps)
+    if step < rise:
+        return config.lr * (step + 1) / rise
+    done = (step - rise) / max(1, config.steps - 1 - rise)
+    share = config.final_lr + (1 - config.final_lr) * (1 + math.cos(math.pi * done)) / 2
+    return config.lr * share

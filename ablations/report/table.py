@@ -1,0 +1,160 @@
+"""The table of a report, once, as text; the terminal, Markdown and HTML only draw it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+
+from ablations.report.numbers import same_decimals, signed, size
+from ablations.results import Summary, summaries
+
+
+@dataclass(frozen=True)
+class Line:
+    """One variant: its cells, in the order of the table's columns."""
+
+    cells: list[str]
+    best: bool
+    baseline: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns (the first names the variant, the last `published` ones are a paper's) and lines."""
+
+    columns: list[str]
+    lines: list[Line]
+    published: int
+
+
+def make_table(results: dict[str, Any]) -> Table:
+    """The table of a grid's results."""
+    rows = summaries(results)
+    reference = next(row.mean for row in rows if row.name == results["baseline"])
+    published = results["report"]["published"] or {"columns": [], "rows": {}}
+    figures = _figures(published)
+    leader = best(results, rows)
+    columns = [
+        "variant",
+        results["metric"]["name"],
+        "vs baseline",
+        "seeds",
+        "parameters",
+        "state",
+        "tokens/s",
+        "time a run",
+        *published["columns"],
+    ]
+    lines = []
+    for row in rows:
+        paper = figures.get(row.name, ["–"] * len(published["columns"]))
+        cells = [*_cells(row, reference, len(results["seeds"])), *paper]
+        lines.append(Line(cells, best=row is leader, baseline=row.name == results["baseline"]))
+    return Table(columns, lines, len(published["columns"]))
+
+
+def _cells(row: Summary, reference: float | None, seeds: int) -> list[str]:
+    difference = None if row.mean is None or reference is None else row.mean - reference
+    done = len(row.values)
+    return [
+        row.name,
+        score(row) if done else "failed" if row.troubles else "not run yet",
+        "–" if difference is None else signed(difference),
+        f"{done}" if done == seeds else f"{done} of {seeds}",
+        "–" if row.parameters is None else f"{row.parameters:,}",
+        "–" if row.state_bytes is None else size(row.state_bytes),
+        "–" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
+        "–" if row.seconds is None else f"{row.seconds:.0f} s",
+    ]
+
+
+def _figures(published: dict[str, Any]) -> dict[str, list[str]]:
+    """A paper's figures as it prints them: every column with its decimals."""
+    rows = published["rows"]
+    columns = []
+    for values in zip(*rows.values(), strict=True):
+        printed = iter(same_decimals([value for value in values if value is not None]))
+        columns.append(["–" if value is None else next(printed) for value in values])
+    return dict(zip(rows, map(list, zip(*columns, strict=True)), strict=True))
+
+
+def best(results: dict[str, Any], rows: list[Summary]) -> Summary | None:
+    """The variant with the best mean; None while there is none."""
+    done = [row for row in rows if row.mean is not None]
+    choose = min if results["metric"]["direction"] == "lower" else max
+    return choose(done, key=lambda row: row.mean or 0.0, default=None)
+
+
+def score(row: Summary) -> str:
+    """Mean and spread over seeds, in words for a table."""
+    spread = "" if row.spread is None else f" ± {row.spread:.3f}"
+    return "–" if row.mean is None else f"{row.mean:.3f}{spread}"
+
+
+def headline(results: dict[str, Any]) -> str:
+    """The result in one sentence."""
+    rows = summaries(results)
+    leader = best(results, rows)
+    if leader is None or leader.mean is None:
+        return "No run has finished yet."
+    yardstick = results["yardstick"]
+    return (
+        f"Best of {len(rows)}: {leader.name}, {score(leader)} {results['metric']['unit']} "
+        f"({yardstick['label']}: {yardstick['value']:.3f})."
+    )
+
+
+def troubles(results: dict[str, Any]) -> list[str]:
+    """One line for each run that failed."""
+    return [trouble for row in summaries(results) for trouble in row.troubles]
+
+
+def footnote(results: dict[str, Any]) -> str:
+    """What the columns mean."""
+    seeds = len(results["seeds"])
+    spread = f"± is the sample standard deviation over {seeds} seeds" if seeds > 1 else "One seed shows no spread"
+    direction = results["metric"]["direction"]
+    text = (
+        f"{results['metric']['name'].capitalize()} on held-out rows after the last step, {direction} is better. "
+        f"{spread}; differences of that size mean nothing. Every variant sees the same tokens. State: bytes that one "
+        f"row carries after {results['length']} tokens. Tokens/s and time: training alone, one thread a run, beside "
+        "the other runs."
+    )
+    if results["report"]["published"]:
+        text += " The last columns are published figures of far larger models, to compare their order with ours."
+    return text
+
+
+def print_table(results: dict[str, Any], console: Console) -> None:
+    """Draw the table in a terminal; where that is narrow, without the last columns."""
+    table = make_table(results)
+    unlimited = console.options.update(max_width=10_000)
+    shown = len(table.columns)
+    while shown > 2 and Measurement.get(console, unlimited, _drawn(table, shown)).maximum > console.width:
+        shown -= 1
+    console.print(f"\n[bold]{escape(results['title'])}[/bold]", highlight=False)
+    console.print(_drawn(table, shown))
+    if shown < len(table.columns):
+        left_out = escape(", ".join(table.columns[shown:]))
+        console.print(f"[dim]Too narrow for: {left_out}. They are in the report.[/dim]", highlight=False)
+    console.print(headline(results), highlight=False)
+    for trouble in troubles(results):
+        console.print(f"[red]{escape(trouble)}[/red]", highlight=False)
+
+
+def _drawn(table: Table, shown: int) -> RichTable:
+    drawn = RichTable(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    ours = len(table.columns) - table.published
+    for number, column in enumerate(table.columns[:shown]):
+        header = escape(column) if number < ours else f"[dim]published[/dim]\n{escape(column)}"
+        drawn.add_column(header, justify="left" if number == 0 else "right", no_wrap=True)
+    for line in table.lines:
+        name = f"{line.cells[0]} (baseline)" if line.baseline else line.cells[0]
+        drawn.add_row(*map(escape, [name, *line.cells[1:shown]]), style="bold green" if line.best else None)
+    return drawn

@@ -1,0 +1,110 @@
+"""What an output folder holds, as data: `results.json`, which every report is made from."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablations import run
+from ablations.files import read_json, write_json
+from ablations.grid import slug
+
+GRID_FILE, RESULTS_FILE = "grid.json", "results.json"
+MISSING = "missing"  # a run that has not ended yet
+TROUBLE = (run.DIVERGED, run.FAILED)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One variant over its finished seeds.
+
+    values are the headline metric at the last step, one a seed; curve is (tokens, mean, least, largest) at
+    each evaluation that all of them reached; troubles are the messages of runs that failed.
+    """
+
+    name: str
+    values: list[float]
+    curve: list[tuple[int, float, float, float]]
+    parameters: int | None
+    state_bytes: int | None
+    tokens_per_second: float | None
+    seconds: float | None
+    troubles: list[str]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over seeds."""
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation over seeds; None for fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+def run_folder(out: Path, variant: str, seed: int) -> Path:
+    """The folder of one run."""
+    return out / "runs" / slug(variant) / f"seed-{seed}"
+
+
+def collect(out: Path) -> dict[str, Any]:
+    """Read a grid's folder, finished or not, write `results.json` and return its contents.
+
+    Raises `ValueError` when the folder holds no grid.
+    """
+    path = out / GRID_FILE
+    if not path.exists():
+        raise ValueError(f"{out} holds no grid's results. Give the folder that `memkit ablate` wrote with --out.")
+    grid = read_json(path)
+    runs = [
+        {"variant": variant, "seed": seed, **_read_run(run_folder(out, variant, seed))}
+        for variant in grid["definition"]["variants"]
+        for seed in grid["seeds"]
+    ]
+    found = {**grid, "runs": runs}
+    write_json(out / RESULTS_FILE, found)
+    return found
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    ended = run.result(folder) or {"status": MISSING, "message": ""}
+    return {**ended, "history": run.history(folder)}
+
+
+def summaries(results: dict[str, Any]) -> list[Summary]:
+    """One summary a variant, in the grid's order."""
+    return [
+        _summarise(variant, [one for one in results["runs"] if one["variant"] == variant], results["metric"]["name"])
+        for variant in results["definition"]["variants"]
+    ]
+
+
+def _summarise(variant: str, runs: list[dict[str, Any]], metric: str) -> Summary:
+    done = [one for one in runs if one["status"] == run.FINISHED]
+    seen = [one for one in runs if one["history"]]
+    shown = done or seen  # a variant that never finished still shows how far it came
+    curve = []
+    for rows in zip(*(one["history"] for one in shown), strict=False):
+        values = [row["held_out"][metric] for row in rows]
+        curve.append((rows[0]["tokens"], statistics.fmean(values), min(values), max(values)))
+
+    def mean(key: str) -> float | None:
+        return statistics.fmean(one[key] for one in done) if done else None
+
+    return Summary(
+        name=variant,
+        values=[one["held_out"][metric] for one in done],
+        curve=curve,
+        parameters=done[0]["parameters"] if done else None,
+        state_bytes=done[0]["state_bytes"] if done else None,
+        tokens_per_second=mean("tokens_per_second"),
+        seconds=mean("seconds"),
+        troubles=[one["message"] for one in runs if one["status"] in TROUBLE],
+    )
+
+
+def failed(results: dict[str, Any]) -> bool:
+    """Whether any run of the grid diverged or broke off."""
+    return any(one["status"] in TROUBLE for one in results["runs"])

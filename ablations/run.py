@@ -1,0 +1,147 @@
+"""One run: an architecture, a task and a seed, trained in a folder of its own.
+
+run.json            what is trained, as data
+history.jsonl       a row an evaluation
+checkpoint-<step>/  weights, optimiser, history
+result.json         how it ended
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ablations import checkpoint
+from ablations.files import check_ours, read_json, write_json, write_text
+from ablations.settings import TrainConfig
+from ablations.strict import parse
+from ablations.train import DivergedError, Training, begin, make_model, train
+from memkit.registry import build
+
+FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run's numbers depend on, and the name that messages give it."""
+
+    name: str
+    architecture: dict[str, Any]
+    vocab_size: int
+    task: dict[str, Any]
+    train: TrainConfig
+
+    def data(self) -> dict[str, Any]:
+        """The run as data."""
+        return {**vars(self), "train": self.train.model_dump()}
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> RunSpec:
+        """Read what `data` wrote."""
+        return cls(**{**data, "train": parse(TrainConfig, data["train"], "run.json: train")})
+
+    def model(self) -> nn.Module:
+        """The model with the initial weights of the run's seed."""
+        return make_model(lambda: build("architecture", self.architecture, vocab_size=self.vocab_size), self.train)
+
+
+def execute(spec: RunSpec, folder: Path, on_step: Callable[[int, float], None]) -> dict[str, Any]:
+    """Train to the end, from the newest checkpoint on, and return the result, which is also written.
+
+    A finished run is not run again. A run that diverges keeps its history, and a checkpoint of the weights
+    before that step. Raises `ValueError` when the folder holds another run.
+    """
+    claim(spec, folder)
+    held = result(folder)
+    if held is not None and held["status"] == FINISHED:
+        return held
+    training = begin(spec.model(), spec.train)
+    start = checkpoint.latest(folder)
+    if start is not None:
+        checkpoint.restore(training, start)
+    status, message = FINISHED, ""
+    try:
+        train(
+            training,
+            build("task", spec.task),
+            spec.train,
+            name=spec.name,
+            on_step=on_step,
+            on_row=lambda training: _keep(training, folder),
+        )
+    except DivergedError as error:
+        status, message = DIVERGED, str(error)
+        _keep(training, folder)
+    found = {"status": status, "message": message, **_describe(training, spec)}
+    write_json(folder / "result.json", found)
+    return found
+
+
+def claim(spec: RunSpec, folder: Path) -> None:
+    """Make the folder this run's; `ValueError` when it is another's."""
+    check_ours(folder, "run.json")
+    path = folder / "run.json"
+    if path.exists() and read_json(path) != spec.data():
+        raise ValueError(f"{folder} holds another run; see its run.json. Choose another folder, or delete it.")
+    write_json(path, spec.data())
+
+
+def result(folder: Path) -> dict[str, Any] | None:
+    """How a run's folder says that it ended; None when it has not."""
+    path = folder / "result.json"
+    return read_json(path) if path.exists() else None
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The rows that a run has written so far."""
+    path = folder / "history.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def record_failure(folder: Path, message: str, details: str) -> dict[str, Any]:
+    """Write that a run broke off with an error, with the details in a file beside, and return the result."""
+    write_text(folder / "error.txt", details)
+    found = {"status": FAILED, "message": message}
+    write_json(folder / "result.json", found)
+    return found
+
+
+def load(folder: Path) -> tuple[RunSpec, nn.Module]:
+    """A trained model and what it is; `ValueError` when the folder holds none."""
+    newest = checkpoint.latest(folder)
+    if newest is None:
+        inside = sorted(path.parent.parent for path in folder.glob(f"*/**/{checkpoint.PREFIX}*/model.safetensors"))
+        hint = f"Give the folder of one run, such as {inside[0]}." if inside else "Give the folder of a run."
+        raise ValueError(f"{folder} holds no trained model. {hint}")
+    spec = RunSpec.of(read_json(folder / "run.json"))
+    model = spec.model()
+    checkpoint.load_weights(model, newest)
+    return spec, model
+
+
+def _keep(training: Training, folder: Path) -> None:
+    checkpoint.save(training, folder)
+    rows = [json.dumps(dataclasses.asdict(row)) for row in training.history]
+    write_text(folder / "history.jsonl", "".join(f"{row}\n" for row in rows))
+
+
+def _describe(training: Training, spec: RunSpec) -> dict[str, Any]:
+    """The numbers of a run besides its history; the state's size is one row's, after a row of the task."""
+    model: Any = training.model
+    length = build("task", spec.task).length
+    last = training.history[-1] if training.history else None
+    return {
+        "step": training.step,
+        "tokens": training.step * spec.train.batch * length,
+        "seconds": training.seconds,
+        "tokens_per_second": last.tokens_per_second if last else None,
+        "held_out": last.held_out if last else {},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "state_bytes": model.state_bytes(length),
+    }

@@ -1,0 +1,144 @@
+"""Running a grid: every variant and seed, in parallel, each in its own folder, whatever happens to the others."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import time
+from collections.abc import Callable
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ablations import run
+from ablations.files import check_ours, read_json, write_json
+from ablations.grid import Grid
+from ablations.pool import News, cores, run_all
+from ablations.results import GRID_FILE, collect, run_folder
+from ablations.run import RunSpec
+from memkit.checks import positive
+
+Key = tuple[str, int]  # variant, seed
+NEWS_SECONDS = 0.25
+
+
+def run_grid(
+    grid: Grid,
+    out: Path,
+    *,
+    jobs: int | None = None,
+    on_start: Callable[[dict[Key, RunSpec], int], None] = lambda todo, kept: None,
+    on_news: Callable[[News[Key]], None] = lambda news: None,
+) -> dict[str, Any]:
+    """Run what the folder does not hold yet, and return its results.
+
+    jobs: worker processes, as many as there are cores unless given. on_start hears what is to be run and how
+    many runs were kept from before; on_news hears (step, loss) of each run, and its end. Raises
+    `ValueError`, before anything is touched, when the folder holds something else.
+    """
+    jobs = cores() if jobs is None else jobs
+    positive("jobs", jobs)
+    task = grid.task_config.build()
+    _claim(grid, task, out)
+    specs = {
+        (name, seed): RunSpec(
+            name=f"{name} (seed {seed})",
+            architecture=architecture,
+            vocab_size=task.vocab_size,
+            task={"name": grid.task_config.name, **grid.task_config.options},
+            train=grid.settings(seed),
+        )
+        for seed in grid.seeds
+        for name, architecture in grid.architectures().items()
+    }
+    todo = {key: spec for key, spec in specs.items() if not _finished(run_folder(out, *key))}
+    on_start(todo, len(specs) - len(todo))
+    calls = {key: (spec, run_folder(out, *key)) for key, spec in todo.items()}
+    try:
+        with closing(run_all(_work, calls, min(jobs, len(calls)))) as everything:
+            for news in everything:
+                if news.kind == "failed":
+                    message = f"{todo[news.key].name} failed: {news.value}"
+                    run.record_failure(run_folder(out, *news.key), message, news.details or message)
+                on_news(news)
+    finally:  # an interrupted grid reports what it has
+        results = collect(out)
+    return results
+
+
+def _work(spec: RunSpec, folder: Path, send: Callable[[Any], None]) -> dict[str, Any]:
+    """One run in a worker process, with news of (step, loss) a few times a second."""
+    told = 0.0
+
+    def tell(step: int, loss: float) -> None:
+        nonlocal told
+        if time.monotonic() - told > NEWS_SECONDS:
+            told = time.monotonic()
+            send((step, loss))
+
+    return run.execute(spec, folder, tell)
+
+
+def _finished(folder: Path) -> bool:
+    held = run.result(folder)
+    return held is not None and held["status"] == run.FINISHED
+
+
+def _claim(grid: Grid, task: Any, out: Path) -> None:
+    """Make the folder this grid's, with the seeds of earlier calls; `ValueError` when it holds anything else."""
+    path = out / GRID_FILE
+    check_ours(out, GRID_FILE)
+    described = _describe(grid, task)
+    if path.exists():
+        held = read_json(path)
+        for part in ("definition", "token_digest"):
+            where = _difference(held[part], described[part], part)
+            if where:
+                raise ValueError(
+                    f"{out} holds another grid: {where}. Choose another --out to keep both, or delete that folder."
+                )
+        described["seeds"] = list(dict.fromkeys([*held["seeds"], *grid.seeds]))
+    write_json(path, described)
+
+
+def _describe(grid: Grid, task: Any) -> dict[str, Any]:
+    metric = task.metrics[0]
+    return {
+        "title": grid.title,
+        "description": grid.description,
+        "report": grid.report.model_dump(),
+        "definition": {  # all that the numbers of one seed depend on
+            "task": {"name": grid.task_config.name, **grid.task_config.options},
+            "train": grid.settings().model_dump(exclude={"seed"}),
+            "variants": grid.architectures(),
+        },
+        "token_digest": task.fingerprint(),
+        "seeds": grid.seeds,
+        "baseline": grid.baseline_row(),
+        "metric": {"name": metric.name, "unit": metric.unit, "direction": metric.direction},
+        "yardstick": vars(task.yardstick),
+        "length": task.length,
+        "text": yaml.safe_dump(grid.model_dump(exclude_defaults=True), sort_keys=False, width=100),
+        "environment": {
+            "memkit": version("memkit"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}, {cores()} cores",
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        },
+    }
+
+
+def _difference(held: Any, wanted: Any, place: str) -> str:
+    """The first place where two trees differ, in words; empty when they are equal."""
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        for key in dict.fromkeys([*held, *wanted]):
+            found = _difference(held.get(key), wanted.get(key), f"{place}.{key}")
+            if found:
+                return found
+        return ""
+    return "" if held == wanted else f"{place} is {held!r} there and {wanted!r} here"

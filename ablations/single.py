@@ -1,0 +1,58 @@
+"""One model by hand: `memkit train` and `memkit generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ablations import run
+from ablations.display import Display
+from ablations.grid import build_empty
+from ablations.pool import News
+from ablations.run import RunSpec
+from ablations.settings import TrainConfig
+from ablations.strict import parse
+from memkit.registry import build
+
+
+def train_one(
+    architecture: dict[str, Any], task: dict[str, Any], settings: dict[str, Any], folder: Path, console: Console
+) -> dict[str, Any]:
+    """Train one model in a folder, or go on where it stopped, and return the run's result.
+
+    Everything is checked before anything is written; raises `ValueError` as the registry does.
+    """
+    config = parse(TrainConfig, settings, "train")
+    built = build("task", task)
+    build_empty(architecture, built.vocab_size)
+    spec = RunSpec(f"{architecture['name']} on {task['name']}", architecture, built.vocab_size, task, config)
+    key = (spec.name, config.seed)
+    with Display(console) as display:
+        display.start({key: spec}, 0)
+        found = run.execute(spec, folder, lambda step, loss: display.hear(News(key, "news", (step, loss))))
+        display.hear(News(key, "done", found))
+    return found
+
+
+def continue_text(folder: Path, prompt: str, tokens: int, temperature: float, seed: int) -> str:
+    """The prompt and what a trained model of bytes makes of it; bytes that are no text become U+FFFD.
+
+    Raises `ValueError` when the folder holds no such model or the prompt is empty.
+    """
+    spec, model = run.load(folder)
+    if spec.task["name"] != "text":
+        raise ValueError(
+            f"{folder} holds a model of the task {spec.task['name']!r}, whose tokens are not text. "
+            "Generate from one that was trained on the task 'text'."
+        )
+    if not prompt:
+        raise ValueError("the prompt is empty, and a model needs a byte to continue from. Use --prompt 'The '.")
+    device = next(model.parameters()).device
+    ids = torch.tensor([list(prompt.encode())], device=device)
+    sampler = torch.Generator(device).manual_seed(seed)
+    generating: Any = model
+    ids, _ = generating.generate(ids, max_new_tokens=tokens, temperature=temperature, generator=sampler)
+    return bytes(ids[0].tolist()).decode(errors="replace")

@@ -1,0 +1,182 @@
+"""The command line: what it prints, what it writes, and the exit code that it ends with."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memkit
+from ablations import cli
+from ablations.cli import main
+
+TINY = ["--option", "dim=16", "--option", "depth=1", "--option", "heads=2"]
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Messages on one line, and everything that is written without --out in a folder of the test's own."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+
+# -- list
+
+
+def test_list_names_every_component_of_every_kind(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    text = capfd.readouterr().out
+    for kind in ("rule", "mixer", "architecture", "task", "grid"):
+        assert all(name in text for name in memkit.names(kind))
+
+
+def test_list_of_a_kind_has_the_first_line_of_each(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "task"]) == 0
+    assert "Predict the next byte of real English" in capfd.readouterr().out
+
+
+def test_list_of_a_component_has_its_options_and_defaults(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "task", "recall"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    row = next(line for line in lines if "vocab_size" in line and "│" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == ["vocab_size", "64", "int"]
+
+
+def test_list_of_a_grid_is_its_file(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "grid", "smoke"]) == 0
+    assert "baseline: {name: lmm, dim: 16, depth: 1, heads: 2}" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["list", "rul"], "unknown kind 'rul'. Did you mean 'rule'?"),
+        (["list", "task", "recal"], "unknown task 'recal'. Did you mean 'recall'?"),
+        (["ablate", "quikstart"], "Did you mean 'quickstart'?"),
+        (["ablate", "smoke", "--text", "x.txt"], "task 'recall' has no option 'path'"),
+        (["train", "-a", "mamba"], "unknown architecture 'mamba'. Did you mean 'mamba2'?"),
+        (["train", "--option", "dmi=8"], "no option 'dmi'. Did you mean 'dim'?"),
+        (["train", "--option", "dim"], "an option is key=value"),
+        (["train", "--train-option", "step=8"], "train has no key 'step'. Did you mean 'steps'?"),
+        (["train", "--text", "missing.txt"], "there is no file or folder 'missing.txt'"),
+        (["report", "."], "holds no grid's results"),
+        (["generate", "."], "holds no trained model"),
+        (["ablat", "smoke"], "No such command"),
+        (["ablate", "smoke", "--jobs", "0"], "--jobs"),
+        (["ablate"], "Missing argument"),
+    ],
+)
+def test_mistakes_are_told_in_one_message_and_exit_with_2(
+    arguments: list[str], message: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(arguments) == 2
+    captured = capfd.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err and captured.out == ""
+    assert not list(tmp_path.iterdir())  # nothing is written before all is checked
+
+
+@pytest.mark.parametrize("command", [[], ["list"], ["ablate"], ["report"], ["train"], ["generate"]])
+def test_help(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--help"]) == 0
+    text = capfd.readouterr().out
+    assert "Usage: memkit" in text
+    assert "memkit " + command[0] in text.replace("Usage: memkit", "") if command else "ablate" in text
+
+
+# -- ablate and report
+
+
+def test_ablate_writes_a_report_and_report_writes_it_again(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["ablate", "smoke", "--seeds", "1", "--steps", "3", "--jobs", "1"]) == 0
+    out = tmp_path / "runs" / "smoke"
+    captured = capfd.readouterr()
+    results = json.loads((out / "results.json").read_text())
+    assert [one["status"] for one in results["runs"]] == ["finished"] * 3
+    assert {one["step"] for one in results["runs"]} == {3}
+    for one in results["runs"]:
+        assert f"{one['held_out']['accuracy']:.3f}" in captured.out
+        assert f"{one['variant']} (seed 0): {one['held_out']['accuracy']:.3f} accuracy" in captured.err
+    assert "report.html" in captured.err and "3/3" in captured.err
+    (out / "report.html").unlink()
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").exists()
+    assert capfd.readouterr().out == captured.out
+    # the same again runs nothing; another grid is refused
+    assert main(["ablate", "smoke", "--seeds", "1", "--steps", "3", "--jobs", "1"]) == 0
+    assert "3 finished runs kept, 0 to run" in capfd.readouterr().err
+    assert main(["ablate", "smoke", "--steps", "4", "--jobs", "1"]) == 2
+    assert "holds another grid: definition.train.steps is 3 there and 4 here" in capfd.readouterr().err
+
+
+def test_a_failed_run_exits_with_1(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    broken = {"title": "x"}
+    monkeypatch.setattr(cli, "run_grid", lambda *_, **__: broken)
+    monkeypatch.setattr(cli, "write_report", lambda folder: broken)
+    monkeypatch.setattr(cli, "print_table", lambda results, console: None)
+    monkeypatch.setattr(cli, "failed", lambda results: results is broken)
+    assert main(["ablate", "smoke"]) == 1
+
+
+def test_an_interrupt_exits_with_130_and_says_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_grid", interrupt)
+    assert main(["ablate", "smoke"]) == 130
+    assert f"Finished runs are kept in {Path('runs', 'smoke')}" in capfd.readouterr().err
+    monkeypatch.setattr(cli, "train_one", interrupt)
+    assert main(["train"]) == 130
+
+
+# -- train and generate
+
+
+def test_train_resumes_and_generates(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    novel = tmp_path / "novel.txt"
+    novel.write_bytes(b"the cat sat on the mat. " * 60)
+    command = ["train", "-a", "transformer", *TINY, "--text", str(novel), "--task-option", "length=16", "--out", "cat"]
+    settings = ["--train-option", "eval_every=20", "--train-option", "lr=1e-2", "--steps", "40"]
+    assert main([*command, *settings]) == 0
+    assert "transformer on text (seed 0): " in capfd.readouterr().err
+    result = json.loads((tmp_path / "cat" / "result.json").read_text())
+    assert result["step"] == 40 and result["held_out"]["bits per byte"] < 3.0
+    assert main([*command, *settings]) == 0  # finished: nothing to do
+    assert main([*command, "--steps", "41"]) == 2
+    assert "holds another run" in capfd.readouterr().err
+
+    novel.unlink()  # a trained model needs its text no more
+    generate = ["generate", "cat", "--prompt", "the c", "--tokens", "12"]
+    assert main([*generate, "--temperature", "0"]) == 0
+    first = capfd.readouterr().out
+    assert first.startswith("the c") and len(first.encode()) >= 5 + 12 + 1
+    assert main([*generate, "--temperature", "0", "--seed", "5"]) == 0
+    assert capfd.readouterr().out == first  # temperature 0 draws nothing
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert main([*generate, "--temperature", "2", "--seed", seed]) == 0
+        texts.append(capfd.readouterr().out)
+    assert texts[0] == texts[1] != texts[2]
+    assert main(["generate", "cat", "--prompt", ""]) == 2
+    assert "the prompt is empty" in capfd.readouterr().err
+
+
+def test_a_run_that_diverges_exits_with_1(capfd: pytest.CaptureFixture[str]) -> None:
+    wild = ["--train-option", "lr=1e30", "--train-option", "clip=null", "--train-option", "warmup=0.0", "--steps", "9"]
+    assert main(["train", "-a", "transformer", *TINY, "-t", "recall", *wild, "--out", "wild"]) == 1
+    assert "transformer on recall diverged at step" in capfd.readouterr().err
+    assert main(["generate", "wild"]) == 2
+    assert "whose tokens are not text" in capfd.readouterr().err
+
+
+def test_bytes_that_are_no_text_are_replaced(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "continue_text", lambda *_: bytes([65, 255, 66]).decode(errors="replace"))
+    assert main(["generate", "anything"]) == 0
+    assert capfd.readouterr().out == f"A\ufffdB{os.linesep}"

@@ -1,0 +1,90 @@
+"""Every registered rule, mixer and architecture is held to every law that applies to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+import memkit
+from memkit.mixers.specs import mixer_config
+from memkit.rule import Gates, Rule, Slots
+from memkit.testing import parametrize_with_laws
+
+DIM, HEADS, VOCAB = 8, 2, 7
+DEEP = {"name": "titans", "mini_batch": 4, "expansion": 2}
+MATRIX = {"name": "titans", "mini_batch": 4, "depth": 1}
+
+
+def at_lookahead(weight: torch.Tensor, slots: Slots, gates: Gates) -> torch.Tensor:
+    """Nesterov's gradient point."""
+    return weight + gates["momentum"] * slots[0]
+
+
+def titans(**options: Any) -> Rule:
+    return memkit.build("rule", "titans", **options)
+
+
+ONLINE, MATRIX_RULE = titans(depth=1, mini_batch=1), titans(depth=1, mini_batch=3)
+
+RULES = {name: memkit.build("rule", name) for name in memkit.names("rule")} | {
+    "titans online": ONLINE,
+    "titans matrix": MATRIX_RULE,
+    "titans deep online": titans(depth=2, expansion=2, mini_batch=1),
+    "titans depth 3": titans(depth=3, expansion=2, mini_batch=4, activation="gelu"),
+    "titans read before": titans(mini_batch=3, read="before", activation="relu"),
+    "titans residual": titans(mini_batch=4, expansion=2, residual=True),
+    "titans without momentum and decay": titans(mini_batch=4, optimizer="gradient_descent", retention="none"),
+    "titans limited": titans(mini_batch=4, expansion=2, surprise_limit=0.5),
+    "titans lookahead": replace(MATRIX_RULE, point=at_lookahead),
+    "titans effective": replace(MATRIX_RULE, effective=torch.tanh),
+    "titans effective before": replace(MATRIX_RULE, effective=torch.tanh, read="before"),
+    "omega": replace(MATRIX_RULE, window=3),
+    "every third": replace(ONLINE, update_every=3),
+}
+
+MIXERS: dict[str, dict[str, Any]] = {
+    "neural_memory": {"rule": DEEP},
+    "sliding_window": {"window": 3},
+    "persistent": {"mixer": {"name": "neural_memory", "rule": MATRIX}, "tokens": 2},
+    "mac": {"rule": MATRIX, "segment": 4},
+    "mag": {"rule": MATRIX, "window": 3},
+    "mal": {"rule": MATRIX, "window": 3},
+}
+"""Options that bring windows, segments and mini-batches down to the length that laws are tried at."""
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "hybrid": {"pattern": ["mamba2", {"name": "neural_memory", "rule": MATRIX}]},
+    "lmm": {"rule": MATRIX, "persistent": 2},
+    "mac": {"rule": DEEP, "persistent": 2, "segment": 4},
+    "mag": {"rule": MATRIX, "persistent": 2, "window": 3},
+    "mal": {"rule": MATRIX, "persistent": 2, "window": 3},
+    "sliding_window": {"window": 3},
+}
+
+
+def mixer(name: str) -> Callable[[], Any]:
+    return mixer_config({"name": name, **MIXERS.get(name, {})}, DIM, HEADS).build
+
+
+def architecture(name: str) -> Callable[[], Any]:
+    options = {"dim": DIM, "heads": HEADS, "depth": 2, "vocab_size": VOCAB, **ARCHITECTURES.get(name, {})}
+    return partial(memkit.build, "architecture", name, **options)
+
+
+@parametrize_with_laws(RULES)
+def test_rules(component: Rule, law: Callable[[Rule], None]) -> None:
+    law(component)
+
+
+@parametrize_with_laws({name: mixer(name) for name in memkit.names("mixer")})
+def test_mixers(component: Any, law: Callable[[Any], None]) -> None:
+    law(component)
+
+
+@parametrize_with_laws({name: architecture(name) for name in memkit.names("architecture")})
+def test_architectures(component: Any, law: Callable[[Any], None]) -> None:
+    law(component)

@@ -1,0 +1,152 @@
+"""The registry is strict: what it builds is what was asked for, and a mistake is named before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Literal
+
+import pytest
+
+from memkit import registry
+from memkit.registry import Config, build, factory, names, nearest, register
+
+
+class Pot:
+    """A component with an option of each sort."""
+
+    def __init__(
+        self, *, size: int, shape: Literal["round", "square"] = "round", parts: list[str | dict] | None = None
+    ) -> None:
+        self.size, self.shape, self.parts = size, shape, parts
+
+
+def cup(*, volume: float = 0.5, handle: bool = True) -> tuple[float, bool]:
+    return volume, handle
+
+
+@pytest.fixture(autouse=True)
+def shelf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A registry of its own with two components."""
+    monkeypatch.setattr(registry, "_factories", {})
+    monkeypatch.setattr(registry, "_discovered", True)
+    register("ware", "pot")(Pot)
+    register("ware", "cup")(cup)
+    yield
+
+
+def test_build_calls_the_factory_with_the_options() -> None:
+    assert build("ware", "cup") == (0.5, True)
+    assert build("ware", "cup", volume=2, handle=False) == (2, False)
+    pot = build("ware", {"name": "pot", "size": 3}, shape="square")
+    assert (pot.size, pot.shape) == (3, "square")
+    assert factory("ware", "pot") is Pot
+    assert names("ware") == ["cup", "pot"]
+
+
+def test_what_is_built_already_is_returned_as_it_is() -> None:
+    pot = Pot(size=1)
+    assert build("ware", pot) is pot
+    with pytest.raises(ValueError, match=r"already built.*\['size'\]"):
+        build("ware", pot, size=2)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        ("pott", {}, r"unknown ware 'pott'\. Did you mean 'pot'\? Known: cup, pot\."),
+        ("zzz", {}, r"unknown ware 'zzz'\. Known: cup, pot\."),
+        ("pot", {"size": 1, "shap": "round"}, r"ware 'pot' has no option 'shap'\. Did you mean 'shape'\?"),
+        ("pot", {}, r"ware 'pot' needs the option size\."),
+        ("pot", {"size": "1"}, r"option 'size' = '1' does not fit: .*integer"),
+        ("pot", {"size": True}, r"option 'size' = True does not fit"),
+        ("pot", {"size": 1.0}, r"option 'size' = 1.0 does not fit"),
+        ("pot", {"size": 1, "shape": "oval"}, r"option 'shape' = 'oval' does not fit: .*'round' or 'square'"),
+        ("pot", {"size": 1, "parts": [1]}, r"option 'parts' = \[1\] does not fit"),
+        ({"size": 1}, {}, r"needs a 'name'; got the keys \['size'\]"),
+        ({"name": "pot", "size": 1}, {"size": 2}, r"got \['size'\] twice"),
+    ],
+)
+def test_mistakes_are_named(spec: object, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build("ware", spec, **options)
+
+
+def test_nothing_is_built_when_an_option_is_wrong() -> None:
+    built = []
+
+    def plate(*, size: int = 1, colour: str = "white") -> None:
+        built.append((size, colour))
+
+    register("ware", "plate")(plate)
+    with pytest.raises(ValueError, match="colour"):
+        build("ware", "plate", size=2, colour=3)
+    Config("ware", "plate", {"size": 2}).check()
+    assert built == []
+
+
+def test_an_unknown_kind_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown kind 'wares'\. Did you mean 'ware'\?"):
+        names("wares")
+    with pytest.raises(ValueError, match=r"unknown kind 'tool'"):
+        build("tool", "saw")
+
+
+def test_a_name_is_taken_once() -> None:
+    register("ware", "cup")(cup)  # the same factory, as when its module is loaded again
+    with pytest.raises(ValueError, match=r"ware 'cup' is already registered by .*cup\. Choose another name"):
+        register("ware", "cup")(Pot)
+    register("glass", "cup")(Pot)  # another kind is another shelf
+    assert factory("glass", "cup") is Pot
+    assert factory("ware", "cup") is cup
+
+
+def test_a_config_round_trips_through_yaml() -> None:
+    config = Config("ware", "pot", {"size": 3, "shape": "square", "parts": ["lid", {"name": "grip", "n": 2}]})
+    again = Config.from_yaml(config.to_yaml())
+    assert again == config
+    assert again.build().parts == ["lid", {"name": "grip", "n": 2}]
+    assert config.to_yaml().splitlines()[:2] == ["kind: ware", "name: pot"]
+
+
+def test_yaml_holds_data_and_nothing_else() -> None:
+    with pytest.raises(ValueError, match=r"ware 'pot' has an option that is not data"):
+        Config("ware", "pot", {"size": Pot(size=1)}).to_yaml()
+    for text in ("- ware", "name: pot", "kind: 3\nname: pot"):
+        with pytest.raises(ValueError, match="YAML mapping with the keys 'kind' and 'name'"):
+            Config.from_yaml(text)
+    with pytest.raises(ValueError, match="needs a 'name'"):
+        Config.from_yaml("kind: ware")
+
+
+def test_components_are_found_through_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+
+    def load_good() -> None:
+        loads.append("good")
+        register("ware", "bowl")(lambda: "bowl")
+
+    def load_broken() -> None:
+        raise ImportError("no kiln")
+
+    points = [
+        SimpleNamespace(value="broken.home", load=load_broken),
+        SimpleNamespace(value="good", load=load_good),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(registry, "_discovered", False)
+    with pytest.warns(UserWarning, match=r"components of 'broken\.home' are not available: .*no kiln"):
+        assert names("ware") == ["bowl", "cup", "pot"]  # a broken home takes no other with it
+    assert build("ware", "bowl") == "bowl"
+    assert loads == ["good"]  # once
+
+
+def test_a_known_name_needs_no_discovery(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_discovered", False)
+    monkeypatch.setattr(registry, "entry_points", lambda group: pytest.fail("looked up without need"))
+    assert build("ware", "cup", volume=1.0) == (1.0, True)
+
+
+def test_nearest_lists_what_there_is() -> None:
+    assert nearest("alpha", []) == "There are none."
+    assert nearest("alpha", ["beta", "alpah"]) == "Did you mean 'alpah'? Known: alpah, beta."

@@ -1,0 +1,348 @@
+"""Reports: the numbers in them are the runs', whatever the form; the figures say where those lie."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import statistics
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from ablations.files import write_json
+from ablations.report import write_report
+from ablations.report.figures import curves, dots, standalone
+from ablations.report.html import page
+from ablations.report.markdown import document
+from ablations.report.numbers import count, same_decimals, signed, size
+from ablations.report.svg import Scale, spread_apart, ticks
+from ablations.report.table import headline, make_table, print_table
+from ablations.results import collect, failed, summaries
+
+SVG = "{http://www.w3.org/2000/svg}"
+SCORES = {"lmm": [2.5, 2.7], "mac": [2.375, 2.425], "w/o | <b>conv</b>": [2.9, 2.8]}
+
+
+def finished(variant: str, seed: int, value: float) -> dict[str, Any]:
+    rows = [
+        {"step": step, "tokens": 100 * step, "train_loss": 1.0, "held_out": {"bits per byte": value + 4 - step}}
+        for step in (1, 2, 3, 4)
+    ]
+    return {
+        "variant": variant,
+        "seed": seed,
+        "status": "finished",
+        "message": "",
+        "held_out": rows[-1]["held_out"],
+        "parameters": 12_345,
+        "state_bytes": 3 * 1024,
+        "tokens_per_second": 1000.0 + seed,
+        "seconds": 10.0,
+        "history": rows,
+    }
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    runs = [finished(name, seed, value) for name, values in SCORES.items() for seed, value in enumerate(values)]
+    return {
+        "title": "Parts & wholes <script>alert(1)</script>",
+        "description": "What counts.",
+        "report": {
+            "notes": "Few steps.",
+            "source": "table 5",
+            "published": {"columns": ["LM ppl", "acc."], "rows": {"lmm": [27.0, 47.83], "mac": [26.67, None]}},
+        },
+        "definition": {"task": {"name": "text"}, "train": {"steps": 4}, "variants": dict.fromkeys(SCORES, {})},
+        "token_digest": "abc123",
+        "seeds": [0, 1],
+        "baseline": "lmm",
+        "metric": {"name": "bits per byte", "unit": "bits per byte", "direction": "lower"},
+        "yardstick": {"label": "unigram entropy", "value": 4.6},
+        "length": 256,
+        "text": "title: x\n",
+        "environment": {"torch": "2.13", "machine": "2 cores"},
+        "runs": runs,
+    }
+
+
+def with_failure(results: dict[str, Any], variant: str, seed: int) -> dict[str, Any]:
+    """The same results, but one run diverged after its second evaluation."""
+    changed = copy.deepcopy(results)
+    for one in changed["runs"]:
+        if (one["variant"], one["seed"]) == (variant, seed):
+            one.update(status="diverged", message=f"{variant} diverged at step 3", history=one["history"][:2])
+    return changed
+
+
+# -- numbers
+
+
+def test_summaries_are_mean_and_sample_deviation_over_seeds(results: dict[str, Any]) -> None:
+    lmm, mac, _ = summaries(results)
+    assert lmm.values == [2.5, 2.7]
+    assert lmm.mean == pytest.approx(2.6)
+    assert lmm.spread == pytest.approx(statistics.stdev([2.5, 2.7]))
+    assert lmm.tokens_per_second == 1000.5
+    assert lmm.curve[0] == (100, pytest.approx(5.6), 5.5, 5.7)
+    assert mac.curve[-1] == (400, pytest.approx(2.4), 2.375, 2.425)
+
+
+def test_a_failed_seed_is_left_out_of_the_means_and_told(results: dict[str, Any]) -> None:
+    changed = with_failure(results, "lmm", 1)
+    lmm = summaries(changed)[0]
+    assert failed(changed) and not failed(results)
+    assert (lmm.values, lmm.spread, len(lmm.curve)) == ([2.5], None, 4)
+    assert lmm.troubles == ["lmm diverged at step 3"]
+    lines = make_table(changed).lines
+    assert lines[0].cells[1] == "2.500" and lines[0].cells[3] == "1 of 2"
+
+
+def test_a_variant_that_never_finished_shows_how_far_it_came(results: dict[str, Any]) -> None:
+    changed = with_failure(with_failure(results, "mac", 0), "mac", 1)
+    mac = summaries(changed)[1]
+    assert mac.mean is None and [point[0] for point in mac.curve] == [100, 200]
+    assert make_table(changed).lines[1].cells[1] == "failed"
+
+
+def test_the_table(results: dict[str, Any]) -> None:
+    table = make_table(results)
+    assert table.columns[-2:] == ["LM ppl", "acc."] and table.published == 2
+    cells = {line.cells[0]: line.cells[1:] for line in table.lines}
+    assert cells["lmm"] == ["2.600 ± 0.141", "0.000", "2", "12,345", "3.0 KiB", "1,000", "10 s", "27.00", "47.83"]
+    assert cells["mac"][:2] == ["2.400 ± 0.035", "−0.200"] and cells["mac"][-2:] == ["26.67", "–"]
+    assert cells["w/o | <b>conv</b>"][-2:] == ["–", "–"]
+    assert [line.best for line in table.lines] == [False, True, False]
+    assert [line.baseline for line in table.lines] == [True, False, False]
+    assert headline(results) == "Best of 3: mac, 2.400 ± 0.035 bits per byte (unigram entropy: 4.600)."
+
+
+def test_best_follows_the_metric(results: dict[str, Any]) -> None:
+    results["metric"]["direction"] = "higher"
+    assert [line.best for line in make_table(results).lines] == [False, False, True]
+
+
+def test_nothing_has_finished_yet(results: dict[str, Any]) -> None:
+    for one in results["runs"]:
+        one.update(status="missing", history=[])
+    assert headline(results) == "No run has finished yet."
+    assert [line.cells[1] for line in make_table(results).lines] == ["not run yet"] * 3
+    assert "No run has finished yet" in page(results) and "No evaluation yet" in page(results)
+    assert document(results).startswith("# Parts")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [((27.0, 26.67), ["27.00", "26.67"]), ((1, 2), ["1", "2"]), ((0.1 + 0.2, 0.5), ["0.3", "0.5"]), ((), [])],
+)
+def test_same_decimals(given: tuple[float, ...], expected: list[str]) -> None:
+    assert same_decimals(given) == expected
+
+
+def test_numbers_for_people() -> None:
+    assert [size(n) for n in (0, 1023, 1024, 1536, 3 * 2**20, 5 * 2**30)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "1.5 KiB",
+        "3.0 MiB",
+        "5.0 GiB",
+    ]
+    assert [count(n) for n in (0, 999, 1000, 245_760, 1_228_800)] == ["0", "999", "1 K", "246 K", "1.23 M"]
+    assert [signed(x) for x in (0.0, -0.0004, 0.25, -0.25)] == ["0.000", "0.000", "+0.250", "−0.250"]
+
+
+# -- terminal and Markdown
+
+
+def printed(results: dict[str, Any], width: int) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"), color_system=None)  # noqa: SIM115
+    with console.file:
+        print_table(results, console)
+    return console.export_text()
+
+
+def test_a_narrow_terminal_loses_columns_and_no_numbers(results: dict[str, Any]) -> None:
+    wide, narrow = printed(results, 200), printed(results, 70)
+    assert "27.00" in wide and "Too narrow" not in wide
+    assert "27.00" not in narrow and "Too narrow for:" in narrow
+    for text in (wide, narrow):
+        assert "2.400 ± 0.035" in text and "−0.200" in text and "w/o | <b>conv</b>" in text
+    assert max(map(len, narrow.splitlines())) <= 70
+
+
+def test_failures_are_printed(results: dict[str, Any]) -> None:
+    assert "lmm diverged at step 3" in printed(with_failure(results, "lmm", 1), 200)
+
+
+def test_markdown_holds_the_table_with_pipes_escaped(results: dict[str, Any]) -> None:
+    lines = [line for line in document(results).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 3
+    assert lines[0].endswith("| published: LM ppl | published: acc. |")
+    assert lines[3].startswith("| **mac** | **2.400 ± 0.035** | −0.200 |")
+    assert lines[4].startswith(r"| w/o \| <b>conv</b> |")
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {11}
+
+
+# -- figures
+
+
+def parsed(svg: str) -> ElementTree.Element:
+    return ElementTree.fromstring(svg)
+
+
+def test_dots_lie_where_the_values_do(results: dict[str, Any]) -> None:
+    groups = parsed(dots(results)).findall(f".//{SVG}g[@class='series']")
+    assert len(groups) == 3
+    places: list[float] = []
+    values: list[float] = []
+    for group, summary in zip(groups, summaries(results), strict=True):
+        circles = group.findall(f"{SVG}circle")
+        places += [float(circle.attrib["cx"]) for circle in circles]
+        values += [*summary.values, summary.mean or math.nan]
+    slope = (places[1] - places[0]) / (values[1] - values[0])
+    assert slope > 0
+    for place, value in zip(places, values, strict=True):
+        assert place == pytest.approx(places[0] + slope * (value - values[0]), abs=0.05)
+    assert min(places) > 0 and max(places) < 920
+
+
+def test_curves_have_a_line_a_band_and_a_label_each_and_the_yardstick(results: dict[str, Any]) -> None:
+    root = parsed(curves(results))
+    groups = root.findall(f".//{SVG}g[@class='series']")
+    for group, name in zip(groups, SCORES, strict=True):
+        line = next(path for path in group.findall(f"{SVG}path") if "curve" in path.attrib["class"])
+        points = [tuple(map(float, point.split(","))) for point in line.attrib["d"][1:].split("L")]
+        assert len(points) == 4
+        assert [x for x, _ in points] == sorted(x for x, _ in points)
+        assert [y for _, y in points] == sorted(y for _, y in points)  # falling bits: downwards, so growing y
+        assert [text.text for text in group.findall(f"{SVG}text")][0] == name
+    labels = sorted(float(group.findall(f"{SVG}text")[0].attrib["y"]) for group in groups)
+    assert all(b - a >= 17.9 for a, b in zip(labels, labels[1:], strict=False))
+    assert any(text.text == "unigram entropy: 4.600" for text in root.iter(f"{SVG}text"))
+
+
+def test_more_variants_than_colours_differ_by_their_dashes(results: dict[str, Any]) -> None:
+    names = [f"v{i}" for i in range(20)]
+    results["definition"]["variants"] = dict.fromkeys(names, {})
+    results["runs"] = [finished(name, 0, 2 + i / 10) for i, name in enumerate(names)]
+    results["baseline"] = "v0"
+    drawn = [
+        (path.attrib["class"], path.attrib["stroke-dasharray"])
+        for path in parsed(curves(results)).iter(f"{SVG}path")
+        if path.attrib["class"].startswith("curve")
+    ]
+    assert len(set(drawn)) == 20
+
+
+@given(st.lists(st.floats(0, 400), min_size=1, max_size=20), st.floats(5, 18))
+def test_labels_keep_apart_within_bounds_and_in_order(places: list[float], gap: float) -> None:
+    found = spread_apart(places, gap, 0, 400)
+    ordered = sorted(found)
+    assert all(b - a >= gap - 1e-6 for a, b in zip(ordered, ordered[1:], strict=False))
+    assert ordered[0] >= -1e-6 and ordered[-1] <= 400 + 1e-6
+    for (a, moved_a), (b, moved_b) in zip(
+        zip(places, found, strict=True), zip(places, found, strict=True), strict=True
+    ):
+        assert (a < b) <= (moved_a < moved_b)
+
+
+def test_labels_that_are_apart_stay() -> None:
+    assert spread_apart([300.0, 10.0, 100.0], 18, 0, 400) == [300.0, 10.0, 100.0]
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6), st.integers(2, 10))
+def test_ticks_are_round_and_inside(low: float, width: float, about: int) -> None:
+    found = ticks(low, low + width, about)
+    slack = 1e-6 * (abs(low) + width)
+    assert all(low - slack <= tick <= low + width + slack for tick in found)
+    assert len(found) <= about + 1
+    if len(found) > 1 and width > 1e-3 * abs(low):
+        step = found[1] - found[0]
+        mantissa = step / 10 ** math.floor(math.log10(step) + 1e-6)
+        assert min(abs(mantissa - round_one) for round_one in (1, 2, 5, 10)) < 1e-3
+
+
+def test_scale() -> None:
+    scale = Scale(2, 4, 100, 0)
+    assert [scale(x) for x in (2, 3, 4)] == [100, 50, 0]
+    assert Scale(1, 1, 5, 9)(1) == 5
+
+
+# -- the page
+
+
+class Reader(HTMLParser):
+    """Collects tags and checks that every one that opens closes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_fetches_nothing_and_escapes_what_people_write(results: dict[str, Any]) -> None:
+    html = page(results)
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == []
+    tags = {tag for tag, _ in reader.seen}
+    assert {"table", "svg", "details", "dl"} <= tags
+    assert not tags & {"script", "link", "img", "iframe", "b"}
+    assert not [attributes for _, attributes in reader.seen if {"src", "href"} & attributes.keys()]
+    assert "url(" not in html and "@import" not in html
+    assert "&lt;script&gt;" in html and "w/o | &lt;b&gt;conv&lt;/b&gt;" in html
+    assert "prefers-color-scheme:dark" in html
+    for text in ("2.400 ± 0.035", "published", "27.00", "table 5", "Few steps.", "abc123", "12,345"):
+        assert text in html
+
+
+def test_figures_stand_alone(results: dict[str, Any]) -> None:
+    root = parsed(standalone(curves(results)).split("\n", 1)[1])
+    assert root.tag == f"{SVG}svg"
+    style = root.find(f"{SVG}style")
+    assert style is not None and style.text is not None and "--c7" in style.text
+
+
+def test_the_report_of_a_folder(results: dict[str, Any], tmp_path: Path) -> None:
+    write_json(tmp_path / "grid.json", {key: value for key, value in results.items() if key != "runs"})
+    for one in results["runs"]:
+        one = dict(one)
+        name = {"lmm": "lmm", "mac": "mac"}.get(one["variant"], "w-o-b-conv-b")
+        folder = tmp_path / "runs" / name / f"seed-{one['seed']}"
+        rows = one.pop("history")
+        write_json(folder / "result.json", {k: v for k, v in one.items() if k not in ("variant", "seed")})
+        (folder / "history.jsonl").write_text("".join(f"{row}\n".replace("'", '"') for row in rows))
+    found = write_report(tmp_path)
+    assert found["runs"] == results["runs"]
+    assert {path.name for path in tmp_path.glob("*.*")} == {
+        "grid.json",
+        "results.json",
+        "report.md",
+        "report.html",
+        "curves.svg",
+        "variants.svg",
+    }
+    assert (tmp_path / "report.html").read_text() == page(results)
+
+
+def test_a_folder_without_a_grid(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no grid's results. Give the folder that `memkit ablate` wrote"):
+        collect(tmp_path)
