@@ -13,15 +13,15 @@ from ablations.strict import Settings
 class TrainConfig(Settings):
     """How to train; the data and the initial weights follow from `seed` alone."""
 
-    steps: int = pydantic.Field(1000, ge=1)
-    batch: int = pydantic.Field(16, ge=1)  # rows a step
-    lr: float = pydantic.Field(3e-3, gt=0, allow_inf_nan=False)  # at its peak
-    warmup: float = pydantic.Field(0.1, ge=0, le=1)  # share of the steps in which lr rises
-    final_lr: float = pydantic.Field(0.1, ge=0, le=1)  # share of lr at which the cosine ends
-    weight_decay: float = pydantic.Field(0.1, ge=0, allow_inf_nan=False)
-    clip: float | None = pydantic.Field(1.0, gt=0)  # largest norm of the whole gradient; null: any
-    eval_every: int = pydantic.Field(100, ge=1)  # steps from one row of the history to the next
-    seed: int = pydantic.Field(0, ge=0)
+    steps: int = pydantic.Field(default=1000, ge=1)
+    batch: int = pydantic.Field(default=16, ge=1)  # rows a step
+    lr: float = pydantic.Field(default=3e-3, gt=0, allow_inf_nan=False)  # at its peak
+    warmup: float = pydantic.Field(default=0.1, ge=0, le=1)  # share of the steps in which lr rises
+    final_lr: float = pydantic.Field(default=0.1, ge=0, le=1)  # share of lr at which the cosine ends
+    weight_decay: float = pydantic.Field(default=0.1, ge=0, allow_inf_nan=False)
+    clip: float | None = pydantic.Field(default=1.0, gt=0)  # largest norm of the whole gradient; null: any
+    eval_every: int = pydantic.Field(default=100, ge=1)  # steps from one row of the history to the next
+    seed: int = pydantic.Field(default=0, ge=0)
     device: str = "cpu"  # "cpu", "cuda", "cuda:1", ...; "auto": a GPU if there is one
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"  # bfloat16: autocast over float32 weights
 

@@ -137,8 +137,9 @@ class MemoryAsContext(Mixer):
         slot = torch.as_tensor(block.slot, device=x.device).view(-1, 1) + torch.arange(x.shape[1], device=x.device)
         slot = slot.expand(x.shape[0], -1)
         keys, values = self._enter(recalled, x, slot, valid, state)  # (22)
-        y = x + self._attend(x, slot, keys, values, state)  # (23)
-        read, memory = self.memory(self.norm(y), state.memory, mask=valid, write=write)  # (24), (25)
+        y = self._attend(x, slot, keys, values, state)  # (23)
+        # The memory reads y with its residual connection (4.4); the gate's output gets x from the block around it.
+        read, memory = self.memory(self.norm(x + y), state.memory, mask=valid, write=write)  # (24), (25)
         state = replace(state, memory=memory, start=start, keys=keys, values=values)
         return self.gating(y, read), state
 

@@ -11,9 +11,9 @@ that token's own write.
                      update of its own, as in the paper; with larger chunks it averages tokens and is faster
 
 Where the layers differ: titans-pytorch has a norm before its projections, GELU, and a residual and layer norm
-around the memory (`--same-memory` gives ours these three: GELU, residual, layer norm); its loss is averaged
-over channels, not summed, which is a factor in the learning rate. memkit has a short convolution and SiLU
-after its projections, l2-normalised queries and keys, and an output norm and gate.
+around the memory, whose gain is written too (`--same-memory` gives ours GELU, residual and layer norm); its
+loss is averaged over channels, not summed, which is a factor in the learning rate. memkit has a short
+convolution and SiLU after its projections, l2-normalised queries and keys, and an output norm and gate.
 
 Each side runs in a process of its own, and they take turns. Memory is the growth of the process's resident
 memory at the peak of the first forward and backward, after imports, building and a call on a few tokens.
@@ -33,6 +33,15 @@ from typing import Any
 from interleave import Step, Worker, compare, serve
 
 PEER, PEER_VERSION = "titans-pytorch", "0.5.5"
+SIZES = {
+    "dim": (256, "width of the layer"),
+    "heads": (4, "memories side by side"),
+    "tokens": (512, "tokens in a row"),
+    "batch": (1, "rows"),
+    "depth": (2, "layers of a memory"),
+    "expansion": (4, "hidden units of a memory, as a multiple of dim / heads"),
+    "mini-batch": (64, "tokens whose gradients see the same weights"),
+}
 
 
 def ours(options: argparse.Namespace) -> Any:
@@ -94,9 +103,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=about, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    sizes = {"dim": 256, "heads": 4, "tokens": 512, "batch": 1, "depth": 2, "expansion": 4, "mini-batch": 64}
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"default {default}")
+    for name, (default, what) in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what}; default {default}")
     parser.add_argument("--pairs", type=int, default=5, metavar="N", help="timed runs of each side; default 5")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of each side; default: torch's own")
     parser.add_argument("--same-memory", action="store_true", help="give our memory the peer's GELU, residual, norm")
@@ -106,7 +114,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
     parser.add_argument("--worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    for name in (*sizes, "pairs"):
+    for name in (*SIZES, "pairs"):
         if getattr(options, name.replace("-", "_")) < 1:
             parser.error(f"--{name} must be at least 1")
     if options.dim % options.heads:
@@ -116,17 +124,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def table(result: dict[str, Any]) -> str:
     """The figures as a short Markdown table."""
-    seconds, memory = result["median_seconds"], result["peak_mib"]
-    spread = ["{:.3f} to {:.3f}".format(min(s), max(s)) for s in zip(*result["seconds"], strict=True)]
+    seconds = [f"{median:.3f} s" for median in result["median_seconds"]]
+    spread = [f"{min(s):.3f} to {max(s):.3f} s" for s in zip(*result["seconds"], strict=True)]
     ratios = result["times_faster_in_each_pair"]
-    mib = ["not measured" if m is None else f"{m:.0f} MiB" for m in memory]
+    mib = ["not measured" if m is None else f"{m:.0f} MiB" for m in result["peak_mib"]]
     less = result["times_less_memory"]
     return "\n".join(
         [
             f"| forward + backward | memkit | {PEER} {PEER_VERSION} | memkit is better by |",
             "|---|---|---|---|",
-            f"| median of {len(ratios)} | {seconds[0]:.3f} s | {seconds[1]:.3f} s | {result['times_faster']:.1f} times |",
-            f"| spread | {spread[0]} s | {spread[1]} s | {min(ratios):.1f} to {max(ratios):.1f} in a pair |",
+            f"| median of {len(ratios)} | {seconds[0]} | {seconds[1]} | {result['times_faster']:.1f} times |",
+            f"| spread | {spread[0]} | {spread[1]} | {min(ratios):.1f} to {max(ratios):.1f} in a pair |",
             f"| peak memory | {mib[0]} | {mib[1]} | {'-' if less is None else f'{less:.1f} times'} |",
         ]
     )
@@ -135,16 +143,16 @@ def table(result: dict[str, Any]) -> str:
 def drive(options: argparse.Namespace) -> dict[str, Any]:
     """Run both sides; raises `RuntimeError` when one of them cannot start."""
     command = [os.path.abspath(__file__), *sys.argv[1:], "--worker"]
-    theirs_first = Worker([options.peer_python, *command, "theirs"])  # it may be missing: say so at once
-    ours_next = Worker([sys.executable, *command, "ours"])
+    peer = Worker([options.peer_python, *command, "theirs"])  # first, because it may be missing
+    memkit = Worker([sys.executable, *command, "ours"])
     try:
-        result = compare(ours_next, theirs_first, options.pairs, lambda text: print(text, file=sys.stderr))
+        result = compare(memkit, peer, options.pairs, lambda text: print(text, file=sys.stderr))
     finally:
-        ours_next.close()
-        theirs_first.close()
+        memkit.close()
+        peer.close()
     setting = {name: value for name, value in vars(options).items() if name not in ("json", "worker", "peer_python")}
     machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
-    return {"setting": setting, "machine": machine, "workers": [ours_next.about, theirs_first.about], **result}
+    return {"setting": setting, "machine": machine, "workers": [memkit.about, peer.about], **result}
 
 
 def main() -> int:
@@ -155,7 +163,7 @@ def main() -> int:
         return 0
     try:
         result = drive(options)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(table(result))

@@ -14,6 +14,7 @@ from running_mean import RunningMean
 from small_model import DIM, VOCAB, assert_close, assert_states_close, model, text
 from torch import Tensor
 
+import memkit
 from architectures import LanguageModel, ModelState
 
 
@@ -119,16 +120,17 @@ def test_no_feed_forward() -> None:
     assert made.num_parameters() == VOCAB * DIM + 2 * DIM + DIM * DIM
 
 
-@pytest.mark.parametrize("dim", [32, 128, 512])
-def test_an_untrained_model_knows_nothing(dim: int) -> None:
+@pytest.mark.parametrize("dim", [64, 256])
+@pytest.mark.parametrize("architecture", ["lmm", "mac", "mag", "mal", "mamba2", "transformer"])
+def test_an_untrained_model_knows_nothing(architecture: str, dim: int) -> None:
     torch.manual_seed(0)
-    made = LanguageModel(256, dim, [RunningMean(dim=dim) for _ in range(4)])
+    made = memkit.build("architecture", architecture, vocab_size=256, dim=dim, depth=2, heads=4)
     ids = torch.randint(256, (4, 128))
     logits, _ = made(ids)
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert abs(loss - math.log(256)) < 1  # logits of variance 1 cost half a nat
-    repeats = logits.gather(-1, ids[..., None]).mean()  # a tied head must not repeat its input
-    assert repeats.abs() < 1
+    own = logits.softmax(-1).gather(-1, ids[..., None]).mean()
+    assert own < 0.05  # the tied head leans towards its input (0.012 to 0.035, whatever the width); no more
 
 
 def test_checkpointing_changes_nothing_but_memory() -> None:
