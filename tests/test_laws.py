@@ -75,7 +75,14 @@ def architecture(name: str) -> Callable[[], Any]:
     return partial(memkit.build, "architecture", name, **options)
 
 
-@parametrize_with_laws(RULES)
+EXEMPT = {
+    "titans residual": {
+        "rounding": "the layer norm of 2 to 4 values is nearly a step: this memory is chaotic at the laws' small widths",
+    }
+}
+
+
+@parametrize_with_laws(RULES, exempt=EXEMPT)
 def test_rules(component: Rule, law: Callable[[Rule], None]) -> None:
     law(component)
 

@@ -92,6 +92,7 @@ def _check_gates(rule: Rule, k: Tensor, v: Tensor, gates: Gates) -> None:
 
 
 def gate_shape(gate: Gate, k: Tensor, v: Tensor) -> tuple[int, ...]:
+    """The shape that a gate must have beside k `[B, T, H, K]` and v `[B, T, H, V]`."""
     return {"head": tuple(k.shape[:3]), "key": tuple(k.shape), "value": tuple(v.shape)}[gate.per]
 
 

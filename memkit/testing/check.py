@@ -219,7 +219,7 @@ def _try(subject: Subject, law: Law, profile: Profile) -> Verdict:
         database=None,
         deadline=None,
         report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
     )
     # The same problems at each run, and others for each law.
     seeded = hypothesis.seed(zlib.crc32(f"{subject.label} {law.name} {profile.seed}".encode()))

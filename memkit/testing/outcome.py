@@ -62,9 +62,7 @@ def stack(trees: Sequence[Tree]) -> Tree:
     return map_tensors(lambda _: next(stacked), trees[0])
 
 
-def check_slope(
-    run: Callable[[dict[str, Tree]], dict[str, Tree]], given: Callable[[int], dict[str, Tree]]
-) -> None:
+def check_slope(run: Callable[[dict[str, Tree]], dict[str, Tree]], given: Callable[[int], dict[str, Tree]]) -> None:
     """Raise `Mismatch` unless gradients are slopes: for each input, along one random direction of it.
 
     `given(stream)` draws the inputs. A draw may sit on a kink, where no slope exists, so a law is broken only
@@ -81,9 +79,7 @@ def _compare_slopes(run: Callable[[dict[str, Tree]], dict[str, Tree]], inputs: d
     generator = torch.Generator().manual_seed(1)
     for name, gradient in found.gradients.items():
         direction = torch.randn(gradient.shape, generator=generator, dtype=gradient.dtype)
-        ahead, behind = (
-            functional(run(_moved(inputs, name, direction * step))).detach() for step in (STEP, -STEP)
-        )
+        ahead, behind = (functional(run(_moved(inputs, name, direction * step))).detach() for step in (STEP, -STEP))
         parts = gradient * direction
         size = float(parts.abs().sum())
         if not size <= LARGEST:

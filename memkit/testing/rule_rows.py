@@ -95,7 +95,9 @@ def _apart_is_together(rule: Rule, problem: RuleProblem, kind: MaskKind, ids: Te
         return {"y": torch.cat(outputs, 1), "state": _without_segment(state)}
 
     def apart(leaves: dict[str, Tree]) -> dict[str, Tree]:
-        rows = [_row_apart(rule, problem, tokens_of(leaves), leaves["state"], b, parts[b]) for b in range(problem.batch)]
+        rows = [
+            _row_apart(rule, problem, tokens_of(leaves), leaves["state"], b, parts[b]) for b in range(problem.batch)
+        ]
         outputs, states = zip(*rows, strict=True)
         return {"y": torch.cat(outputs), "state": _without_segment(stack(states))}
 

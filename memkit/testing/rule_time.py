@@ -145,9 +145,7 @@ def state_size(rule: Rule, problem: RuleProblem) -> None:
     """The state after T tokens has the shapes and dtypes that it began with, for every T."""
     fresh = problem.fresh_state(rule)
     _, after = problem.engine.memorize(rule, *problem.tokens_for(rule), fresh, form=problem.form)
-    kinds, began = (
-        {path: (tuple(x.shape), x.dtype) for path, x in named("state", state)} for state in (after, fresh)
-    )
+    kinds, began = ({path: (tuple(x.shape), x.dtype) for path, x in named("state", state)} for state in (after, fresh))
     changed = sorted(path for path in kinds.keys() | began.keys() if kinds.get(path) != began.get(path))
     if changed:
         path = changed[0]

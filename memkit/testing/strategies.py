@@ -86,8 +86,14 @@ class RuleProblem:
     def fresh_state(self, rule: Rule) -> MemoryState:
         """A document's start: every row and head has weights and constants of its own, `gain` times as large."""
         g = self.generator(2)
-        sizes = {"heads": self.heads, "key_dim": self.key_dim, "value_dim": self.value_dim}
-        state = memkit.init_state(rule, batch=self.batch, **sizes, dtype=torch.float64)
+        state = memkit.init_state(
+            rule,
+            batch=self.batch,
+            heads=self.heads,
+            key_dim=self.key_dim,
+            value_dim=self.value_dim,
+            dtype=torch.float64,
+        )
 
         def noise(x: Tensor) -> Tensor:
             return torch.randn(x.shape, generator=g, dtype=x.dtype)
