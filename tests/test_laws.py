@@ -77,7 +77,7 @@ def architecture(name: str) -> Callable[[], Any]:
 
 EXEMPT = {
     "titans residual": {
-        "rounding": "the layer norm of 2 to 4 values is nearly a step: this memory is chaotic at the laws' small widths",
+        "rounding": "the layer norm of 2 to 4 values is nearly a step: chaotic at the laws' small widths",
     }
 }
 

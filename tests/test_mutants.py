@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from running_mean import RunningMean
 from torch import Tensor, nn
 
 import memkit
@@ -18,7 +19,6 @@ from memkit.mixers.neural_memory import NeuralMemory
 from memkit.rule import Gates, Rule, Slots
 from memkit.state import map_tensors
 from memkit.testing import Engine, LawBroken, check_mixer, check_rule
-from running_mean import RunningMean
 
 HONEST = memkit.build("rule", "titans", depth=2, expansion=2, mini_batch=4)
 MATRIX = memkit.build("rule", "titans", depth=1, mini_batch=3)
