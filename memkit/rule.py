@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -176,6 +175,7 @@ class Rule:
     window: int = 1
     surprise_limit: float | None = None
     gates: dict[str, Gate] = field(init=False, repr=False, compare=False)
+    optimizer_slots: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_rule(self)
@@ -188,18 +188,14 @@ class Rule:
                     f"{found[gate.name]} and {gate}. Rename one of them."
                 )
         object.__setattr__(self, "gates", found)
+        object.__setattr__(self, "optimizer_slots", len(self.optimizer.init(torch.zeros(()))))
 
-    @cached_property
-    def optimizer_slots(self) -> int:
-        """How many slots the optimizer keeps per weight."""
-        return len(self.optimizer.init(torch.zeros(())))
-
-    @cached_property
+    @property
     def sees_weights(self) -> bool:
         """Whether writes or reads depend on the weights at the mini-batch's start; else `mini_batch` means nothing."""
         return not (self.memory.linear and self.objective.linear) or self.effective is not identity
 
-    @cached_property
+    @property
     def period(self) -> int:
         """Tokens after which the count of tokens starts again: the mini-batch, or the tokens of a write."""
         return max(self.mini_batch, self.update_every) if self.sees_weights else self.update_every

@@ -118,8 +118,8 @@ def _reader(carry: Weights, seen: Coefficients, tape: Tape) -> Linear:
 
 def _fold(carry: Tensor, own: Coefficients, tape: Tape, name: str) -> Tensor:
     """(Weight, slots) after the block."""
-    rows, n = own.last_carry.shape[:2]
-    kept = (own.last_carry @ carry.view(rows, n, -1)).view_as(carry)
+    parts = carry.unflatten(1, (own.last_carry.shape[1], -1)).flatten(2)  # [N, 1 + slots, in * out]
+    kept = (own.last_carry @ parts).view_as(carry)
     written = torch.cat([tape.inputs[name] * c for c in own.last_write.split(1, -1)], -1)
     return torch.baddbmm(kept, written.mT, tape.errors[name])
 

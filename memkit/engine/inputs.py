@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from memkit.engine.memory_state import MemoryState
+from memkit.engine.memory_state import MemoryState, kept
 from memkit.registry import nearest
 from memkit.rule import Gate, Gates, Rule
 
@@ -23,6 +23,7 @@ def check(
     segment_ids: Tensor | None,
 ) -> None:
     """Raise `ValueError` unless tokens, gates, state and masks fit the rule and each other."""
+    check_kinds(rule, q=q, k=k, v=v)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4 or x.shape[:3] != k.shape[:3]:
             raise ValueError(
@@ -34,6 +35,8 @@ def check(
     _check_gates(rule, k, v, gates)
     batch, tokens, heads = k.shape[:3]
     for name, x in (("mask", mask), ("segment_ids", segment_ids)):
+        if x is not None and not isinstance(x, Tensor):
+            raise ValueError(f"{name} must be a tensor; got {type(x).__name__}.")
         if x is not None and x.shape != (batch, tokens):
             raise ValueError(f"{name} must be [B, T] = {(batch, tokens)}; got {tuple(x.shape)}.")
     if mask is not None and mask.dtype != torch.bool:
@@ -43,8 +46,18 @@ def check(
     check_state(rule, state, batch, heads)
 
 
+def check_kinds(rule: Rule, **tokens: Tensor) -> None:
+    """Raise `ValueError` unless the rule is one and the tokens are floating-point tensors."""
+    if not isinstance(rule, Rule):
+        raise ValueError(f"rule must be a Rule; got {rule!r}. Make one with memkit.build('rule', name).")
+    for name, x in tokens.items():
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"{name} must be a floating-point tensor; got {kind}.")
+
+
 def check_state(rule: Rule, state: MemoryState, batch: int, heads: int) -> None:
-    """Raise `ValueError` unless the state has these rows and heads."""
+    """Raise `ValueError` unless the state has these rows and heads and holds what the rule keeps."""
     if not isinstance(state, MemoryState):
         raise ValueError(f"state must be a MemoryState from memkit.init_state; got {type(state).__name__}.")
     for name, weight in state.weights.items():
@@ -53,18 +66,30 @@ def check_state(rule: Rule, state: MemoryState, batch: int, heads: int) -> None:
                 f"the state's weight {name!r} is {tuple(weight.shape)}, but the tokens have B = {batch} rows and "
                 f"H = {heads} heads. Use state.select(rows), or init_state with these sizes."
             )
-    slots = len(rule.init_slots(torch.zeros(())))
-    if any(len(held) != slots for held in state.slots.values()):
+    keeps, held = kept(rule), state.kept
+    for what, count in keeps.items():
+        if held[what] != count:
+            raise ValueError(
+                f"the state was not made for rule {rule.name!r} ({what}: {held[what]}, and the rule keeps {count}). "
+                "Make it with memkit.init_state(rule, ...)."
+            )
+    if state.phase is not None and state.phase >= rule.period:
         raise ValueError(
-            f"the state was not made for rule {rule.name!r}, which keeps {slots} slot(s) a weight. "
-            "Make it with memkit.init_state(rule, ...)."
+            f"the state was not made for rule {rule.name!r}: it stands {state.phase} tokens after the start of a "
+            f"mini-batch, and the rule's end after {rule.period}. Make it with memkit.init_state(rule, ...)."
         )
 
 
 def check_widths(rule: Rule, state: MemoryState, key_dim: int, value_dim: int) -> None:
-    """Raise `ValueError` unless prepared keys and values fit the state's weights."""
+    """Raise `ValueError` unless prepared keys and values fit the state's weights and constants."""
     wanted = rule.memory.shapes(key_dim, value_dim)
     held = {name: tuple(weight.shape[2:]) for name, weight in state.weights.items()}
+    constants = rule.memory.constants(key_dim, value_dim).keys()
+    if state.constants.keys() != constants:
+        raise ValueError(
+            f"the memory of rule {rule.name!r} has the constants {sorted(constants)}, but the state holds "
+            f"{sorted(state.constants)}. Make the state with memkit.init_state(rule, ...)."
+        )
     if held != wanted:
         raise ValueError(
             f"keys of width {key_dim} and values of width {value_dim} need weights {wanted} under rule "
@@ -83,6 +108,8 @@ def _check_gates(rule: Rule, k: Tensor, v: Tensor, gates: Gates) -> None:
             if gate.default is None:
                 raise ValueError(f"rule {rule.name!r} needs the gate {gate.name!r}; got {sorted(gates)}.")
             continue
+        if not isinstance(gates[gate.name], Tensor):
+            raise ValueError(f"gate {gate.name!r} must be a tensor; got {gates[gate.name]!r}. Use torch.full.")
         wanted = gate_shape(gate, k, v)
         if tuple(gates[gate.name].shape) != wanted:
             raise ValueError(

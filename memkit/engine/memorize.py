@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from memkit.checks import positive
 from memkit.documents import pieces
 from memkit.engine import inputs, plan
 from memkit.engine.dual import dual
@@ -60,6 +61,7 @@ def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:
 
     Raises `ValueError` when q does not fit the state.
     """
+    inputs.check_kinds(rule, q=q)
     if q.dim() != 4:
         raise ValueError(f"q must be [B, T, H, K]; got {tuple(q.shape)}.")
     inputs.check_state(rule, state, q.shape[0], q.shape[2])
@@ -101,10 +103,8 @@ def observe(
     """
     watch: Watch = []
     y, _ = _memorize(rule, q, k, v, gates, state, mask, segment_ids, "auto", 64, watch)
-    if not watch:
-        nothing = y.new_zeros(y.shape[:3])
-        return Observation(nothing, nothing, dict(gates))
-    loss, surprise = (torch.cat(parts, 1) for parts in zip(*watch, strict=True))
+    none = y.new_zeros(y.shape[:3])[:, :0]
+    loss, surprise = (_clean(torch.cat(parts, 1), mask) for parts in zip((none, none), *watch, strict=True))
     return Observation(loss, surprise, inputs.filled_in(rule, gates, k))
 
 
@@ -122,8 +122,7 @@ def _memorize(
     watch: Watch | None,
 ) -> tuple[Tensor, MemoryState]:
     inputs.check(rule, q, k, v, gates, state, mask, segment_ids)
-    if block_size < 1:
-        raise ValueError(f"block_size counts tokens taken at once, so it must be >= 1; got {block_size}.")
+    positive("block_size", block_size)
     chosen = plan.choose(rule, form, k.shape[1])
     with _plain_mode(q):
         dtype = inputs.computation_dtype(q, k, v, *gates.values(), *state.weights.values())
@@ -202,7 +201,7 @@ def _flat(x: Tensor) -> Tensor:
 
 def _unflat(x: Tensor, heads: int) -> Tensor:
     """`[N, T, ...]` -> `[B, T, H, ...]`."""
-    return x.unflatten(0, (-1, heads)).transpose(1, 2)
+    return x.unflatten(0, (x.shape[0] // heads, heads)).transpose(1, 2)
 
 
 def _clean(x: Tensor, mask: Tensor | None) -> Tensor:

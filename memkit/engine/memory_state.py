@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memkit.checks import not_negative, positive
 from memkit.rule import Gates, Rule, Tokens
 from memkit.state import State, map_tensors
 
@@ -51,6 +52,16 @@ class MemoryState(State):
     phase: int | None
     segment: Tensor
 
+    @property
+    def kept(self) -> dict[str, int]:
+        """How much the state holds of what rules keep besides weights; see `kept`."""
+        return {
+            "slots a weight": len(next(iter(self.slots.values()))),
+            "anchors": int(bool(self.anchor)),
+            "unfinished writes": int(bool(self.pending)),
+            "carried tokens": 0 if self.window is None else self.window.filled.shape[1],
+        }
+
     def reset(self, rows: Tensor, rule: Rule) -> MemoryState:
         """Start the rows marked True `[B]` afresh: initial weights, empty slots, window and offset."""
         return MemoryState.merge(self, rows, fresh_state(rule, self))
@@ -71,9 +82,9 @@ def init_state(
 
     Raises `ValueError` for sizes below 1 or that the rule's memory refuses.
     """
-    for name, value in (("batch", batch), ("heads", heads), ("key_dim", key_dim), ("value_dim", value_dim)):
-        if value < (0 if name == "batch" else 1):
-            raise ValueError(f"init_state: {name} = {value} is not a size.")
+    not_negative("batch", batch)
+    for name, value in (("heads", heads), ("key_dim", key_dim), ("value_dim", value_dim)):
+        positive(name, value)
     if not dtype.is_floating_point or dtype.itemsize < 4:
         raise ValueError(f"a memory's state is kept in float32 or better; got {dtype}.")
     key_dim = prepared_key_dim(rule, key_dim, value_dim)
@@ -86,6 +97,16 @@ def init_state(
         for name, value in rule.memory.constants(key_dim, value_dim).items()
     }
     return state_from(rule, weights, constants, batch, key_dim, value_dim)
+
+
+def kept(rule: Rule) -> dict[str, int]:
+    """What a rule keeps from token to token besides weights, and how much of it."""
+    return {
+        "slots a weight": len(rule.init_slots(torch.zeros(()))),
+        "anchors": int(rule.mini_batch > 1 and rule.sees_weights),
+        "unfinished writes": int(rule.update_every > 1),
+        "carried tokens": rule.window - 1,
+    }
 
 
 def prepared_key_dim(rule: Rule, key_dim: int, value_dim: int) -> int:
@@ -103,19 +124,17 @@ def state_from(
     def rows(x: Tensor) -> Tensor:
         return x.expand(batch, *x.shape)
 
-    def zeros(x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
     initial = {name: rows(weight) for name, weight in weights.items()}
     some = next(iter(initial.values()))
+    keeps = kept(rule)
     counts = torch.zeros(batch, dtype=torch.long, device=some.device)
     return MemoryState(
         initial=initial,
         weights=initial,
         slots={name: rule.init_slots(weight) for name, weight in initial.items()},
         constants={name: rows(value) for name, value in constants.items()},
-        anchor=initial if rule.mini_batch > 1 and rule.sees_weights else {},
-        pending={name: zeros(weight) for name, weight in initial.items()} if rule.update_every > 1 else {},
+        anchor=initial if keeps["anchors"] else {},
+        pending=map_tensors(torch.zeros_like, initial) if keeps["unfinished writes"] else {},
         window=_empty_window(rule, some, key_dim, value_dim),
         offset=counts,
         phase=0,

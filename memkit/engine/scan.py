@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.memory_state import Rows, Weights, Window, as_window, cut, gate_at, join
-from memkit.engine.tape import limit_scale
+from memkit.engine.tape import graph_wanted, limit_scale
 from memkit.rule import Rule, Tokens, identity
 from memkit.state import merge_trees
 
@@ -86,7 +86,7 @@ class _Met(NamedTuple):
 def _gradient(rule: Rule, sources: Window, one: slice, anchor: Weights, rows: Rows) -> _Met:
     """The gradient of one source's loss at `anchor`."""
     gates = {name: gate[:, one] for name, gate in sources.gates.items()}
-    graph = torch.is_grad_enabled()
+    graph = graph_wanted((sources, anchor, rows.constants))
     with torch.enable_grad():
         point = {name: x if graph and x.requires_grad else x.detach().requires_grad_() for name, x in anchor.items()}
         prediction = rule.memory.forward(lambda name, x: x @ point[name], sources.k[:, one], rows.constants)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from memkit.rule import Gates, Rule
-from memkit.state import map_tensors, tensors
+from memkit.state import Tree, map_tensors, tensors
 
 
 class Tape(NamedTuple):
@@ -39,8 +39,7 @@ def record(
 
     Raises `ValueError` when the memory does not use each of its weights exactly once.
     """
-    # A graph is built only where the outer loop can use it; otherwise the errors are plain numbers.
-    graph = torch.is_grad_enabled() and any(x.requires_grad for x in tensors((k, v, dict(gates), anchor, constants)))
+    graph = graph_wanted((k, v, dict(gates), anchor, constants))
     if not graph:
         k, v, gates, anchor, constants = map_tensors(Tensor.detach, (k, v, dict(gates), anchor, constants))
     inputs: dict[str, Tensor] = {}
@@ -67,6 +66,11 @@ def record(
         scale = limit_scale(squared, rule.surprise_limit)[..., None]
         errors = {name: error * scale for name, error in errors.items()}
     return Tape(inputs, errors, loss, squared)
+
+
+def graph_wanted(tree: Tree) -> bool:
+    """Whether the outer loop can use a graph of gradients taken from these tensors; if not, they are plain numbers."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors(tree))
 
 
 def limit_scale(squared_norm: Tensor, limit: float) -> Tensor:
