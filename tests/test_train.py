@@ -1,4 +1,4 @@
-"""Training: the same seed gives the same numbers, and a resumed run is an unbroken one, to the bit."""
+"""Training: the same seed gives the same numbers, to the bit, and a checkpoint holds all of them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,12 @@ from small_model import model as small_model
 from torch import nn
 
 import memkit
-from ablations import checkpoint, run
+from ablations import checkpoint
 from ablations.optimisation import learning_rate, make_optimizer
-from ablations.run import RunSpec
 from ablations.settings import TrainConfig
-from ablations.strict import assignments, load_yaml, parse
 from ablations.tasks import IGNORE, Batch, Metric, Task, Yardstick
 from ablations.tasks.base import bits, correct
 from ablations.train import DivergedError, Row, Training, begin, evaluate, make_model, train
-
-RECALL = {"name": "recall", "length": 16, "pairs": 2, "vocab_size": 16}
-TINY = {"name": "transformer", "dim": 16, "depth": 1, "heads": 2}
 
 
 class Echo(Task):
@@ -194,44 +189,6 @@ def test_no_weight_decay_is_one_group() -> None:
 # -- checkpoints
 
 
-def spec(**changes: Any) -> RunSpec:
-    settings = {"steps": 6, "batch": 4, "eval_every": 2, **changes}
-    return RunSpec("tiny", TINY, 16, RECALL, TrainConfig(**settings))
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_at(step: int) -> Any:
-    def on_step(now: int, loss: float) -> None:
-        if now == step:
-            raise Stop
-
-    return on_step
-
-
-def quiet(step: int, loss: float) -> None:
-    """Hear nothing of the steps."""
-
-
-@pytest.mark.parametrize("stop", [1, 3, 5])
-def test_a_resumed_run_is_an_unbroken_one_to_the_bit(tmp_path: Path, stop: int) -> None:
-    whole = run.execute(spec(), tmp_path / "whole", quiet)
-    with pytest.raises(Stop):
-        run.execute(spec(), tmp_path / "broken", stop_at(stop))
-    resumed = run.execute(spec(), tmp_path / "broken", quiet)
-    for key in ("status", "step", "tokens", "held_out", "parameters", "state_bytes"):
-        assert resumed[key] == whole[key]
-    rows = [run.history(tmp_path / name) for name in ("whole", "broken")]
-    assert [(r["step"], r["train_loss"], r["held_out"]) for r in rows[0]] == [
-        (r["step"], r["train_loss"], r["held_out"]) for r in rows[1]
-    ]
-    (_, one), (_, other) = (run.load(tmp_path / name) for name in ("whole", "broken"))
-    for a, b in zip(one.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
 def test_a_checkpoint_holds_all_of_a_training_and_only_the_newest_is_kept(tmp_path: Path) -> None:
     settings = config()
     training = trained(settings, on_row=lambda training: checkpoint.save(training, tmp_path))
@@ -263,18 +220,13 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         checkpoint.load_weights(small_model(3), path)
 
 
-def test_a_finished_run_is_not_run_again_and_a_folder_keeps_its_run(tmp_path: Path) -> None:
-    first = run.execute(spec(), tmp_path, quiet)
-    assert run.execute(spec(), tmp_path, stop_at(1)) == first
-    with pytest.raises(ValueError, match="holds another run"):
-        run.execute(spec(lr=1e-4), tmp_path, quiet)
-
-
-def test_a_folder_with_something_else_is_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("all of it")
-    with pytest.raises(ValueError, match="not an output folder"):
-        run.execute(spec(), tmp_path, quiet)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+def test_rows_survive_a_checkpoint(tmp_path: Path) -> None:
+    settings = config()
+    training = begin(make_model(small_model, settings), settings)
+    training.history.append(Row(3, 72, 0.1 + 0.2, {"bits": 1 / 3}, 1.5, 48.0))
+    restored = begin(make_model(small_model, settings), settings)
+    checkpoint.restore(restored, checkpoint.save(training, tmp_path))
+    assert restored.history == training.history
 
 
 # -- divergence
@@ -301,69 +253,3 @@ def test_divergence_names_model_and_step_and_keeps_what_was_computed() -> None:
     assert [row.step for row in training.history] == [3]
     assert training.step == 5
     assert all(parameter.isfinite().all() for parameter in training.model.parameters())
-
-
-def test_a_diverged_run_is_a_result_with_its_history(tmp_path: Path) -> None:
-    found = run.execute(spec(lr=1e30, clip=None, warmup=0.0, eval_every=1, steps=9), tmp_path, quiet)
-    assert found["status"] == run.DIVERGED
-    assert "tiny diverged at step" in found["message"] and "A smaller lr" in found["message"]
-    assert len(run.history(tmp_path)) == len([r for r in run.history(tmp_path) if math.isfinite(r["train_loss"])])
-    assert run.result(tmp_path) == found
-    newest = checkpoint.latest(tmp_path)
-    assert newest is not None and newest.name == f"checkpoint-{found['step']:06d}"
-
-
-# -- settings
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"stesp": 3}, "train has no key 'stesp'. Did you mean 'steps'"),
-        ({"steps": 0}, "train: steps = 0 does not fit"),
-        ({"steps": 1.5}, "train: steps = 1.5 does not fit"),
-        ({"lr": "fast"}, "train: lr = 'fast' does not fit"),
-        ({"lr": float("nan")}, "train: lr = nan does not fit"),
-        ({"device": "gpuu"}, "device 'gpuu' is not a device's name"),
-        ({"device": "xpu:9"}, "device 'xpu:9' is not available"),
-        ({"dtype": "float16"}, "train: dtype = 'float16' does not fit"),
-        ([], "train must be a mapping"),
-    ],
-)
-def test_settings_are_strict(given: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parse(TrainConfig, given, "train")
-
-
-def test_every_fault_is_told_at_once() -> None:
-    with pytest.raises(ValueError, match=r"(?s)batch = 0.*stesp"):
-        parse(TrainConfig, {"stesp": 1, "batch": 0}, "train")
-
-
-def test_yaml_reads_powers_of_ten_and_refuses_keys_given_twice() -> None:
-    assert load_yaml("a: 3e-3\nb: 1E6\nc: 12\nd: 1e", "it") == {"a": 3e-3, "b": 1e6, "c": 12, "d": "1e"}
-    with pytest.raises(ValueError, match="it is not valid YAML: .*'a' is given twice.*line 2"):
-        load_yaml("a: 1\na: 2", "it")
-    with pytest.raises(ValueError, match="it is not valid YAML"):
-        load_yaml("a: [1", "it")
-
-
-def test_assignments_nest() -> None:
-    assert assignments(["dim=64", "rule.depth=1", "rule.name=titans", "path=a=b", "lr=1e-3"]) == {
-        "dim": 64,
-        "rule": {"depth": 1, "name": "titans"},
-        "path": "a=b",
-        "lr": 1e-3,
-    }
-    for wrong in (["dim"], ["=3"], ["a..b=1"], ["dim=1", "dim=2"], ["rule=titans", "rule.depth=1"]):
-        with pytest.raises(ValueError, match="option"):
-            assignments(wrong)
-
-
-def test_rows_survive_a_checkpoint(tmp_path: Path) -> None:
-    settings = config()
-    training = begin(make_model(small_model, settings), settings)
-    training.history.append(Row(3, 72, 0.1 + 0.2, {"bits": 1 / 3}, 1.5, 48.0))
-    restored = begin(make_model(small_model, settings), settings)
-    checkpoint.restore(restored, checkpoint.save(training, tmp_path))
-    assert restored.history == training.history
