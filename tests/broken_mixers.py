@@ -1,0 +1,188 @@
+"""Mixers and a model with one fault each, and the law that is to find it, beside their honest twins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from broken_engines import Aside
+from running_mean import RunningMean, RunningMeanState
+from torch import Tensor, nn
+
+import memkit
+from memkit.mixers.base import Mixer
+from memkit.mixers.conv import ShortConv
+from memkit.mixers.neural_memory import NeuralMemory
+
+DIM = 8
+
+
+class LooksAhead(RunningMean):
+    """A symmetric convolution: each token sees its right neighbour."""
+
+    def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
+        return super().mix(x + F.pad(x, (0, 0, 0, 1))[:, 1:], state, mask, write)
+
+
+class CountsMasked(RunningMean):
+    """Masked tokens count as positions."""
+
+    def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
+        return super().mix(x, state, None, write)
+
+
+class MasksByProduct(RunningMean):
+    """NaN times 0 is NaN."""
+
+    def forward(self, x: Tensor, state: Any = None, *, mask: Tensor | None = None, **options: Any) -> Any:
+        y, state = super().forward(x, state, mask=mask, **options)
+        return y if mask is None else y + x * ~mask[..., None] * 0, state
+
+
+class MissesTheFirstDocument(RunningMean):
+    """A document that starts with a call goes unnoticed."""
+
+    def forward(self, x: Tensor, state: Any = None, **options: Any) -> Any:
+        unnamed = state and replace(state, segment=torch.full_like(state.segment, -1))
+        return super().forward(x, unnamed, **options)
+
+
+class OneTokenPath(RunningMean):
+    """A short cut for decoding that forgets the past."""
+
+    def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
+        y, after = super().mix(x, state, mask, write)
+        return (self.out(x), after) if x.shape[1] == 1 else (y, after)
+
+
+class MeanOverRows(RunningMean):
+    """Inputs centred over the batch."""
+
+    def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
+        return super().mix(x - x.mean(0, keepdim=True), state, mask, write)
+
+
+class Hidden(RunningMean):
+    """State in a buffer."""
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__(dim=dim)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
+        self.calls = self.calls + 1
+        y, state = super().mix(x, state, mask, write)
+        return y * self.calls, state
+
+
+class Recognises(RunningMean):
+    """State beside the state: it goes to no file."""
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__(dim=dim)
+        self.aside = Aside()
+
+    def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
+        y, after = super().mix(x, replace(state, total=self.aside.get(state.count, state.total)), mask, write)
+        self.aside.put(after.count, after.total)
+        return y, replace(after, total=torch.zeros_like(after.total))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past(RunningMeanState):
+    """All inputs so far."""
+
+    inputs: Tensor
+
+
+class Grows(RunningMean):
+    """A state that grows with the text and does not say so."""
+
+    def init_state(self, batch: int) -> Past:
+        state = super().init_state(batch)
+        return Past(total=state.total, count=state.count, segment=state.segment, inputs=state.total[:, None][:, :0])
+
+    def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
+        y, after = super().mix(x, state, mask, write)
+        return y, replace(after, inputs=torch.cat([state.inputs, x], 1))
+
+
+class Dead(RunningMean):
+    """A parameter that nothing reads."""
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__(dim=dim)
+        self.unused = nn.Parameter(torch.ones(dim))
+
+
+class Overflows(RunningMean):
+    """An exponential of whatever comes."""
+
+    def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
+        return super().mix(x.exp(), state, mask, write)
+
+
+class ForgetfulConv(ShortConv):
+    """A convolution whose last inputs are not carried to the next call."""
+
+    def forward(self, x: Tensor, tail: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, _ = super().forward(x, tail, mask)
+        return y, torch.zeros_like(tail)
+
+
+class ShortSightedConv(ShortConv):
+    """A tail made of this call's inputs alone, which is too few when the call is short."""
+
+    def forward(self, x: Tensor, tail: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, _ = super().forward(x, tail, mask)
+        return y, F.pad(x, (0, 0, tail.shape[1], 0))[:, x.shape[1] :]
+
+
+class AlwaysWrites(NeuralMemory):
+    """Reading learns too."""
+
+    def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
+        return super().mix(x, state, mask, True)
+
+
+def memory(kind: type[NeuralMemory] = NeuralMemory, conv: type[ShortConv] = ShortConv) -> Mixer:
+    """The neural memory, or a broken one."""
+    made = kind(dim=DIM, heads=2, rule={"name": "titans", "depth": 1, "mini_batch": 3})
+    made.qkv.conv = conv(3 * DIM)
+    return made
+
+
+def model(forgetful: bool) -> nn.Module:
+    """A small language model, or one whose `generate` reads nothing but the last token."""
+    made: Any = memkit.build("architecture", "mamba2", vocab_size=7, dim=DIM, heads=2, depth=1)
+    if forgetful:
+        hidden = made._hidden
+        made._hidden = lambda ids, state, *rest: hidden(ids, made.init_state(len(ids)), *rest)
+    return made
+
+
+def simple(broken: type[RunningMean]) -> tuple[Callable[[], Mixer], Callable[[], Mixer]]:
+    """Factories of the broken mixer and of its honest twin."""
+    return partial(broken, dim=DIM), partial(RunningMean, dim=DIM)
+
+
+MIXERS: dict[str, tuple[str, tuple[Callable[[], Mixer], Callable[[], Mixer]]]] = {
+    "symmetric convolution": ("causality", simple(LooksAhead)),
+    "convolution's tail not carried": ("split anywhere", (partial(memory, conv=ForgetfulConv), memory)),
+    "convolution's tail of one call": ("empty call", (partial(memory, conv=ShortSightedConv), memory)),
+    "short cut for one token": ("decode is prefill", simple(OneTokenPath)),
+    "mean over the batch": ("rows apart", simple(MeanOverRows)),
+    "masked by a product": ("masked token", simple(MasksByProduct)),
+    "padding counted": ("left padding", simple(CountsMasked)),
+    "document that starts with a call missed": ("documents apart", simple(MissesTheFirstDocument)),
+    "reading that writes": ("reading does not write", (partial(memory, AlwaysWrites), memory)),
+    "dead parameter": ("every parameter learns", simple(Dead)),
+    "state in a buffer": ("state is a value", simple(Hidden)),
+    "state that grows": ("state bytes", simple(Grows)),
+    "state beside the state": ("save and load", simple(Recognises)),
+    "overflow": ("finite", simple(Overflows)),
+}

@@ -1,0 +1,86 @@
+"""Rules with one fault each, and the law that is to find it. `HONEST` is what they are without it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import memkit
+from memkit.rule import Gates, Rule, Slots, Tokens
+
+HONEST = memkit.build("rule", "titans", depth=2, expansion=2, mini_batch=4)
+
+
+def ascend(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
+    """The gradient negated twice."""
+    step = gates["momentum"] * slots[0] + gates["lr"] * grad
+    return step, (step,)
+
+
+def clip(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
+    """Clipping by default, in an optimizer that says it is linear."""
+    step = gates["momentum"] * slots[0] - gates["lr"] * grad.clamp(-0.1, 0.1)
+    return step, (step,)
+
+
+def keep_forgotten(weight: Tensor, step: Tensor, slots: Slots, gates: Gates) -> Tensor:
+    """The forget gate taken for a keep gate."""
+    return gates["decay"] * weight + step
+
+
+def always_forget(weight: Tensor, step: Tensor, slots: Slots, gates: Gates) -> Tensor:
+    """A weight decay of its own, which no gate switches off."""
+    return (1 - gates["decay"]) * 0.99 * weight + step
+
+
+def decay_the_step(weight: Tensor, step: Tensor, slots: Slots, gates: Gates) -> Tensor:
+    """The decay applied to the step as well."""
+    return (1 - gates["decay"]) * (weight + step)
+
+
+def mean_over_rows(tokens: Tokens) -> Tokens:
+    """Values centred over the batch."""
+    return tokens._replace(v=tokens.v - tokens.v.mean(0, keepdim=True))
+
+
+def mean_over_heads(tokens: Tokens) -> Tokens:
+    """Values centred over the heads."""
+    return tokens._replace(v=tokens.v - tokens.v.mean(2, keepdim=True))
+
+
+class WrongBracket(torch.autograd.Function):
+    """A squared error whose gradient was written by hand, and wrongly."""
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, target: Tensor) -> Tensor:
+        ctx.save_for_backward(prediction, target)
+        return (prediction - target).square().sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        prediction, target = ctx.saved_tensors
+        return 2 * prediction - target * grads[0][..., None], None
+
+
+def wrong_bracket(prediction: Tensor, target: Tensor, gates: Gates) -> Tensor:
+    """The loss with that gradient."""
+    return WrongBracket.apply(prediction, target)  # type: ignore[return-value]
+
+
+def with_part(part: str, **changes: Any) -> Rule:
+    """The honest rule with fields of one part changed."""
+    return replace(HONEST, **{part: replace(getattr(HONEST, part), **changes)})
+
+
+RULES: dict[str, tuple[str, Rule]] = {
+    "ascent by double negation": ("descent", with_part("optimizer", step=ascend)),
+    "clipping, said to be linear": ("linear as declared", with_part("optimizer", step=clip)),
+    "forget gate swapped": ("clearing gates", with_part("retention", keep=keep_forgotten)),
+    "decay that no gate switches off": ("neutral gates", with_part("retention", keep=always_forget)),
+    "bracket in a hand-written gradient": ("inner gradient", with_part("objective", loss=wrong_bracket)),
+    "mean over the batch": ("rows apart", replace(HONEST, prepare=mean_over_rows)),
+    "mean over the heads": ("heads apart", replace(HONEST, prepare=mean_over_heads)),
+}
