@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from memkit.checks import in_range, not_negative, positive
+from memkit.masks import blank
 from memkit.mixers.base import Mixer
 from memkit.state import State
 
@@ -214,9 +215,7 @@ class LanguageModel(nn.Module):
             else:
                 x, layer = block(x, layer, mask, segments, write)
             layers.append(layer)
-        x = self.norm(x)
-        x = x if mask is None else x.masked_fill(~mask[..., None], 0)
-        return x, ModelState(layers=tuple(layers))
+        return blank(self.norm(x), mask), ModelState(layers=tuple(layers))
 
     def _head(self, x: Tensor) -> Tensor:
         return F.linear(x, self.embedding.weight)

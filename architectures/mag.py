@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from architectures.language_model import LanguageModel
 from architectures.titans import titans_model
 from memkit.mixers.attention import SlidingWindowAttention
-from memkit.mixers.base import Mixer, MixerState, no_segment
+from memkit.mixers.base import Mixer, MixerState
 from memkit.mixers.neural_memory import NeuralMemory
 from memkit.mixers.specs import RuleSpec
 from memkit.registry import register
@@ -72,7 +72,7 @@ class MemoryAsGate(Mixer):
     def begin(self, tokens: Tensor) -> MAGState:
         """Persistent tokens stay visible to the attention and are written to the memory (eq. 26)."""
         attention, memory = self.attention.begin(tokens), self.memory.begin(tokens)
-        return MAGState(segment=no_segment(1, tokens.device), attention=attention, memory=memory)
+        return MAGState(segment=memory.segment, attention=attention, memory=memory)
 
     def mix(self, x: Tensor, state: MAGState, mask: Tensor | None, write: bool) -> tuple[Tensor, MAGState]:
         """One document piece; see `Mixer`."""

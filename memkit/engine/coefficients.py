@@ -61,7 +61,7 @@ def unroll(transition: Tensor, write: Tensor) -> Coefficients:
     whole = Coefficients(transition[..., :1, :], write[..., :1, None], transition, write[..., None, :])
     while whole.last_carry.shape[-3] > 1:
         whole = _join(whole)
-    carry, steps, last_carry, last_write = (x.squeeze(dim) for x, dim in zip(whole, (-3, -3, -3, -3), strict=True))
+    carry, steps, last_carry, last_write = (x.squeeze(-3) for x in whole)
     return Coefficients(carry[..., :length, :], steps[..., :length, :length], last_carry, last_write[..., :length, :])
 
 

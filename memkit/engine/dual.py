@@ -49,15 +49,14 @@ def dual(
     lengths = [block.stop - block.start for block in blocks]
     parts = zip(blocks, cut(tokens, lengths), _coefficients(rule, tokens, valid, lengths), strict=True)
     for block, here, own in parts:
-        part = slice(block.start, block.stop)
+        size = block.stop - block.start
         anchor = _begin(rule, block, carry, anchor, rows, here.gates)
-        sources = here if window is None else join(window, as_window(rule, here, valid, part))
+        sources = here if window is None else join(window, as_window(rule, here, valid, slice(block.start, block.stop)))
         tape = record(rule, sources.k, sources.v, sources.gates, anchor, rows.constants, surprise=watch is not None)
         if watch is not None and tape.squared_surprise is not None:
-            size = block.stop - block.start
             watch.append((tape.loss.detach()[:, -size:], tape.squared_surprise.detach()[:, -size:].sqrt()))
         if isinstance(sources, Window):
-            own = _spread(own, _band(rule, sources, block.stop - block.start))
+            own = _spread(own, _band(rule, sources, size))
             window = _latest(sources, rule.window - 1)
         seen = own if rule.read == "after" else coefficients.before(own)
         past, carry = carry, {name: _fold(carry[name], own, tape, name) for name in carry}

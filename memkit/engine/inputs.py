@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.memory_state import MemoryState, kept
+from memkit.masks import check_masks
 from memkit.registry import nearest
 from memkit.rule import Gate, Gates, Rule
 
@@ -34,15 +35,7 @@ def check(
         raise ValueError(f"q and k must be equally wide; got {tuple(q.shape)} and {tuple(k.shape)}.")
     _check_gates(rule, k, v, gates)
     batch, tokens, heads = k.shape[:3]
-    for name, x in (("mask", mask), ("segment_ids", segment_ids)):
-        if x is not None and not isinstance(x, Tensor):
-            raise ValueError(f"{name} must be a tensor; got {type(x).__name__}.")
-        if x is not None and x.shape != (batch, tokens):
-            raise ValueError(f"{name} must be [B, T] = {(batch, tokens)}; got {tuple(x.shape)}.")
-    if mask is not None and mask.dtype != torch.bool:
-        raise ValueError(f"mask must be boolean (True = a real token); got {mask.dtype}. Use mask.bool().")
-    if segment_ids is not None and (segment_ids.is_floating_point() or segment_ids.dtype == torch.bool):
-        raise ValueError(f"segment_ids must be integers; got {segment_ids.dtype}.")
+    check_masks(mask, segment_ids, batch, tokens)
     check_state(rule, state, batch, heads)
 
 

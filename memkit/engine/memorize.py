@@ -17,6 +17,7 @@ from memkit.engine.dual import dual
 from memkit.engine.memory_state import MemoryState, cut, from_rows, per_row, to_rows
 from memkit.engine.scan import Watch, scan
 from memkit.layout import lay_out, without_periods
+from memkit.masks import blank
 from memkit.rule import Gates, Rule, Tokens, identity
 from memkit.state import Tree, map_tensors
 
@@ -73,7 +74,7 @@ def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:
         gates = {name: q_.new_zeros(q.shape[:3]) for name in rule.gates}
         q_ = rule.prepare(Tokens(q_, q_, q_.new_zeros(*q.shape[:3], value_dim), gates)).q
         inputs.check_widths(rule, state, q_.shape[-1], value_dim)
-        rows = to_rows(state, dtype)
+        rows = to_rows(replace(state, slots={}, pending={}, window=None), dtype)  # a read needs no more
         weights = rows.weights
         if rule.effective is not identity:
             begins = per_row(state.offset == 0, q.shape[2])[:, None, None]
@@ -104,7 +105,7 @@ def observe(
     watch: Watch = []
     y, _ = _memorize(rule, q, k, v, gates, state, mask, segment_ids, "auto", 64, watch)
     none = y.new_zeros(y.shape[:3])[:, :0]
-    loss, surprise = (_clean(torch.cat(parts, 1), mask) for parts in zip((none, none), *watch, strict=True))
+    loss, surprise = (blank(torch.cat(parts, 1), mask) for parts in zip((none, none), *watch, strict=True))
     return Observation(loss, surprise, inputs.filled_in(rule, gates, k))
 
 
@@ -128,7 +129,7 @@ def _memorize(
         dtype = inputs.computation_dtype(q, k, v, *gates.values(), *state.weights.values())
         tokens = Tokens(q, k, v, inputs.filled_in(rule, gates, k))
         tokens, state, mask, segment_ids = _ordinary((tokens, state, mask, segment_ids))
-        tokens = rule.prepare(map_tensors(lambda x: _clean(x, mask).to(dtype), tokens))
+        tokens = rule.prepare(map_tensors(lambda x: blank(x, mask).to(dtype), tokens))
         inputs.check_widths(rule, state, tokens.k.shape[-1], tokens.v.shape[-1])
 
         def run(tokens: Tokens, mask: Tensor | None, state: MemoryState) -> tuple[Tensor, MemoryState]:
@@ -138,8 +139,7 @@ def _memorize(
             y, state = run(tokens, mask, state)
         else:
             y, state = _documents(run, rule, tokens, mask, segment_ids, state)
-        y = y if mask is None else torch.where(mask[..., None, None], y, 0)
-        return y.to(v.dtype), state
+        return blank(y, mask).to(v.dtype), state
 
 
 def _documents(
@@ -202,13 +202,6 @@ def _flat(x: Tensor) -> Tensor:
 def _unflat(x: Tensor, heads: int) -> Tensor:
     """`[N, T, ...]` -> `[B, T, H, ...]`."""
     return x.unflatten(0, (x.shape[0] // heads, heads)).transpose(1, 2)
-
-
-def _clean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Replace what stands under the mask: it never was, a NaN included."""
-    if mask is None:
-        return x
-    return torch.where(mask.view(*mask.shape, *[1] * (x.dim() - 2)), x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
 @contextmanager

@@ -43,7 +43,9 @@ def _step(rule: Rule, token: Tokens, rows: Rows, offset: Tensor, watch: Watch | 
     here = gate_at(token.gates, 0)
     begins = offset % rule.mini_batch == 0
     anchor = {
-        name: _pick(begins, rule.effective(rule.point(weight, rows.slots[name], here)), rows.anchor.get(name, weight))
+        name: merge_trees(
+            begins, rows.anchor.get(name, weight), rule.effective(rule.point(weight, rows.slots[name], here))
+        )
         for name, weight in rows.weights.items()
     }
     sources = _sources(rule, token, rows.window)
@@ -60,8 +62,8 @@ def _step(rule: Rule, token: Tokens, rows: Rows, offset: Tensor, watch: Watch | 
     weights, slots = {}, {}
     for name, weight in rows.weights.items():
         new_weight, new_slots = rule.update(pending[name], weight, rows.slots[name], here)
-        weights[name] = _pick(writes, new_weight, weight)
-        slots[name] = tuple(_pick(writes, a, b) for a, b in zip(new_slots, rows.slots[name], strict=True))
+        weights[name] = merge_trees(writes, weight, new_weight)
+        slots[name] = merge_trees(writes, rows.slots[name], new_slots)
     read = _in_use(rule, weights if rule.read == "after" else rows.weights, anchor, offset)
     y = rule.memory.forward(lambda name, x: x @ read[name], token.q, rows.constants)
     moved = replace(
@@ -69,7 +71,7 @@ def _step(rule: Rule, token: Tokens, rows: Rows, offset: Tensor, watch: Watch | 
         weights=weights,
         slots=slots,
         anchor={name: anchor[name] for name in rows.anchor},
-        pending={name: _pick(writes, torch.zeros_like(x), x) for name, x in pending.items() if name in rows.pending},
+        pending={n: merge_trees(writes, x, torch.zeros_like(x)) for n, x in pending.items() if n in rows.pending},
         window=rows.window and sources.map(lambda x: x[:, 1:]),  # without the oldest
     )
     return y, moved
@@ -109,11 +111,7 @@ def _in_use(rule: Rule, raw: Weights, anchor: Weights, offset: Tensor) -> Weight
     if rule.effective is identity:
         return raw
     completes = (offset % rule.mini_batch == rule.mini_batch - 1) & (rule.read == "after")
-    return {name: _pick(completes, rule.effective(raw[name]), anchor[name]) for name in raw}
-
-
-def _pick(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(rows.view(-1, *[1] * (new.dim() - 1)), new, old)
+    return {name: merge_trees(completes, anchor[name], rule.effective(raw[name])) for name in raw}
 
 
 def _where(valid: Tensor, new: Rows, old: Rows) -> Rows:

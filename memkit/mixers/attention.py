@@ -114,7 +114,7 @@ class Attention(Mixer):
         slots = 0 if self.window is None else self.window - 1
         return AttentionState(
             segment=no_segment(batch, weight.device),
-            tail=self.conv.init_tail(batch, weight, 3 * self.dim),
+            tail=self.conv.init_tail(batch, weight),
             prefix_keys=prefix_keys,
             prefix_values=prefix_values,
             keys=empty(slots),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from memkit.documents import pieces
+from memkit.masks import blank, check_masks
 from memkit.state import State
 
 
@@ -77,33 +78,27 @@ class Mixer(nn.Module):
         """Run the mixer; see the class for the contract. Raises `ValueError` for shapes that do not fit."""
         check_sequence(self, x, state, mask, segment_ids)
         state = self.init_state(x.shape[0]) if state is None else state
-        if mask is not None:  # `where`, so that even a NaN under the mask has no effect, on gradients neither
-            x = torch.where(mask[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
+        x = blank(x, mask)
         if segment_ids is None:
             y, state = self.mix(x, state, mask, write)
         else:
             y, state = self._documents(x, state, mask, segment_ids, write)
-        if mask is not None:
-            y = torch.where(mask[..., None], y, torch.zeros((), dtype=y.dtype, device=y.device))
-        return y, state
+        return blank(y, mask), state
 
     def _documents(
         self, x: Tensor, state: Any, mask: Tensor | None, segment_ids: Tensor, write: bool
     ) -> tuple[Tensor, Any]:
-        outputs = []
-        for piece in pieces(mask, segment_ids, state.segment):
+        found, outputs = pieces(mask, segment_ids, state.segment), [x[:, :0]]
+        # Split all at once: the backward pass of every single slice would write a whole [B, T, D].
+        parts = x.split([piece.stop - piece.start for piece in found], 1) if found else ()
+        for piece, part in zip(found, parts, strict=True):
             if piece.resets is not None:
                 state = self.reset(state, piece.resets)
-            part = slice(piece.start, piece.stop)
-            y, state = self.mix(x[:, part], state, None if mask is None else mask[:, part], write)
-            state = with_segment(state, piece.segment)
+            valid = None if mask is None else mask[:, piece.start : piece.stop]
+            y, state = self.mix(part, state, valid, write)
+            state = replace(state, segment=piece.segment)
             outputs.append(y)
-        return (torch.cat(outputs, 1) if outputs else x[:, :0]), state
-
-
-def with_segment(state: Any, segment: Tensor) -> Any:
-    """The same state, in the given documents."""
-    return replace(state, segment=segment)
+        return torch.cat(outputs, 1), state
 
 
 def no_segment(batch: int, device: torch.device) -> Tensor:
@@ -116,13 +111,7 @@ def check_sequence(mixer: Mixer, x: Tensor, state: Any, mask: Tensor | None, seg
     what = type(mixer).__name__
     if x.dim() != 3 or x.shape[-1] != mixer.dim:
         raise ValueError(f"{what} takes x [B, T, D] with D = {mixer.dim}; got {tuple(x.shape)}.")
-    for name, value in (("mask", mask), ("segment_ids", segment_ids)):
-        if value is not None and value.shape != x.shape[:2]:
-            raise ValueError(f"{name} must be [B, T] = {tuple(x.shape[:2])}; got {tuple(value.shape)}.")
-    if mask is not None and mask.dtype != torch.bool:
-        raise ValueError(f"mask must be boolean (True = a real token); got {mask.dtype}. Use mask.bool().")
-    if segment_ids is not None and segment_ids.is_floating_point():
-        raise ValueError(f"segment_ids must be integers; got {segment_ids.dtype}.")
+    check_masks(mask, segment_ids, *x.shape[:2])
     if state is not None and state.segment.shape[0] != x.shape[0]:
         raise ValueError(
             f"the state has {state.segment.shape[0]} rows and x has {x.shape[0]}. Use state.select(rows), "

@@ -18,7 +18,7 @@ class ShortConv(nn.Module):
         super().__init__()
         if width < 0:
             raise ValueError(f"a convolution's width counts tokens, so it must be >= 0 (0: none); got {width}.")
-        self.width = width
+        self.channels, self.width = channels, width
         if width:
             taps = 0.1 * torch.randn(width, channels)
             taps[-1] += 1.0
@@ -33,9 +33,9 @@ class ShortConv(nn.Module):
             taps[-1] -= back
             taps[-2] += back
 
-    def init_tail(self, batch: int, like: Tensor, channels: int) -> Tensor:
-        """The inputs before the first token: zeros `[B, width - 1, C]`."""
-        return like.new_zeros(batch, max(self.width - 1, 0), channels)
+    def init_tail(self, batch: int, like: Tensor) -> Tensor:
+        """The inputs before the first token: zeros `[B, width - 1, C]`, of the kind of `like`."""
+        return like.new_zeros(batch, max(self.width - 1, 0), self.channels)
 
     def forward(self, x: Tensor, tail: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x `[B, T, C]`, the last width - 1 valid inputs `tail` -> (y, the tail after x)."""

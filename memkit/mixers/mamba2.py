@@ -73,7 +73,7 @@ class Mamba2(Mixer):
         zeros = like.new_zeros(self.heads, self.state, width, dtype=torch.promote_types(like.dtype, torch.float32))
         return Mamba2State(
             segment=no_segment(batch, like.device),
-            tail=self.conv.init_tail(batch, like, self.inner + 2 * self.state),
+            tail=self.conv.init_tail(batch, like),
             memory=state_from(self.rule, {"w1": zeros}, {}, batch, self.state, width),
         )
 

@@ -32,13 +32,12 @@ class Projection(nn.Module):
 
     def __init__(self, dim: int, features: int, conv: int) -> None:
         super().__init__()
-        self.features = features
         self.linear = nn.Linear(dim, features, bias=False)
         self.conv = ShortConv(features, conv)
 
     def init_tail(self, batch: int) -> Tensor:
         """The convolution's inputs before the first token."""
-        return self.conv.init_tail(batch, self.linear.weight, self.features)
+        return self.conv.init_tail(batch, self.linear.weight)
 
     def forward(self, x: Tensor, tail: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Project x; returns the tail after it too."""
@@ -75,9 +74,9 @@ class NeuralMemory(Mixer):
         self.rule, self.heads, self.width = made, heads, dim // heads
         self.qkv = Projection(dim, 3 * dim, conv)
         self.gates = GateProjection(dim, heads, self.width, self.width, made)
-        key_dim = prepared_key_dim(made, self.width, self.width)
-        self.initial = nn.ParameterDict(_initial_weights(made, heads, key_dim, self.width))
-        constants = made.memory.constants(key_dim, self.width)
+        self.key_dim = prepared_key_dim(made, self.width, self.width)
+        self.initial = nn.ParameterDict(_initial_weights(made, heads, self.key_dim, self.width))
+        constants = made.memory.constants(self.key_dim, self.width)
         self.constants = nn.ParameterDict(
             {name: nn.Parameter(value.expand(heads, *value.shape).clone()) for name, value in constants.items()}
         )
@@ -105,11 +104,10 @@ class NeuralMemory(Mixer):
         dtype = torch.promote_types(self.out.weight.dtype, torch.float32)
         weights = {name: weight.to(dtype) for name, weight in self.initial.items()}
         constants = {name: value.to(dtype) for name, value in self.constants.items()}
-        key_dim = prepared_key_dim(self.rule, self.width, self.width)
         return NeuralMemoryState(
             segment=no_segment(batch, self.out.weight.device),
             tail=self.qkv.init_tail(batch),
-            memory=state_from(self.rule, weights, constants, batch, key_dim, self.width),
+            memory=state_from(self.rule, weights, constants, batch, self.key_dim, self.width),
         )
 
     def mix(
