@@ -34,14 +34,14 @@ class Gate:
     """A per-token number that a rule needs.
 
     low, high: the closed range in which the rule is meant to be used (`high` may be infinite).
-    per: "head" for `[B, T, H]`, "key" for `[B, T, H, K]`, "value" for `[B, T, H, V]`.
+    per: "head" for `[B, T, H]`, "key" for `[B, T, H, K]`, "value" for `[B, T, H, V]`, "pair" for `[B, T, H, pairs]`.
     default: what stands in when the gate is not given; None makes the gate required.
     """
 
     name: str
     low: float
     high: float
-    per: Literal["head", "key", "value"] = "head"
+    per: Literal["head", "key", "value", "pair"] = "head"
     default: float | None = None
 
 
@@ -77,12 +77,15 @@ class Objective:
 
     loss(prediction `[..., V]`, target `[..., V]`, gates) -> `[...]`, one number a token.
     linear: whether the loss is linear in the prediction, so that its gradient there sees no weights.
+    quadratic: whether that gradient is h * prediction + r, with one number h a token, as that of every squared
+        error is; writes of a matrix can then be solved for. A law checks both claims.
     """
 
     name: str
     loss: Callable[[Tensor, Tensor, Gates], Tensor]
     gates: tuple[Gate, ...] = ()
     linear: bool = False
+    quadratic: bool = False
 
 
 def no_slots(weight: Tensor) -> Slots:
@@ -132,6 +135,16 @@ def at_weights(weight: Tensor, slots: Slots, gates: Gates) -> Tensor:
     return weight
 
 
+def at_decayed(weight: Tensor, slots: Slots, gates: Gates) -> Tensor:
+    """(1 - decay) M: forget first, then be surprised, as gated delta rules do (Gated DeltaNet, KDA)."""
+    return (1 - gates["decay"]) * weight
+
+
+def at_lookahead(weight: Tensor, slots: Slots, gates: Gates) -> Tensor:
+    """M + momentum S: where the momentum alone would lead (Nesterov)."""
+    return weight + gates["momentum"] * slots[0]
+
+
 def as_given(tokens: Tokens) -> Tokens:
     """Leave queries, keys, values and gates as they are."""
     return tokens
@@ -149,6 +162,10 @@ class Rule:
     point: where the gradient is taken, from (weight, slots, gates) as a mini-batch begins.
     prepare: tokens (q, k, v, gates, `[B, T, H, ...]`) -> the same, once per call, each token by itself: feature
         maps, implicit steps.
+    prepare_gates: gates that `prepare` reads besides those of the parts.
+    pairs: pairs of keys and values that a token brings: k `[B, T, H, pairs K]`, v `[B, T, H, pairs V]` (DeltaProduct).
+    steps: writes that `prepare` makes of each token, `[B, steps T, H, ...]`, one behind the other; a token's query
+        reads before its first or after its last.
     effective: raw weight -> the weight that the memory uses, taken when a mini-batch begins; a query that
         completes a mini-batch under read="after" sees the next one.
     mini_batch: gradients see the weights at the last multiple of so many tokens (Titans eq. 16); 1 is the
@@ -168,6 +185,9 @@ class Rule:
     retention: Retention
     point: Point = at_weights
     prepare: Prepare = as_given
+    prepare_gates: tuple[Gate, ...] = ()
+    pairs: int = 1
+    steps: int = 1
     effective: Effective = identity
     mini_batch: int = 16
     read: Literal["after", "before"] = "after"
@@ -181,7 +201,7 @@ class Rule:
         _check_rule(self)
         found: dict[str, Gate] = {}
         weighted = (Gate("weight", 0.0, 1.0, default=1.0),) if max(self.window, self.update_every) > 1 else ()
-        for gate in (*self.objective.gates, *self.optimizer.gates, *self.retention.gates, *weighted):
+        for gate in (*self.objective.gates, *self.weight_gates, *self.prepare_gates, *weighted):
             if found.setdefault(gate.name, gate) != gate:
                 raise ValueError(
                     f"rule {self.name!r}: two of its parts declare the gate {gate.name!r} differently: "
@@ -189,6 +209,11 @@ class Rule:
                 )
         object.__setattr__(self, "gates", found)
         object.__setattr__(self, "optimizer_slots", len(self.optimizer.init(torch.zeros(()))))
+
+    @property
+    def weight_gates(self) -> tuple[Gate, ...]:
+        """The gates that a write meets at the weights: those of the optimizer and of the retention."""
+        return (*self.optimizer.gates, *self.retention.gates)
 
     @property
     def sees_weights(self) -> bool:
@@ -212,16 +237,32 @@ class Rule:
 
 
 def _check_rule(rule: Rule) -> None:
-    for name in ("mini_batch", "update_every", "window"):
+    for name in ("mini_batch", "update_every", "window", "pairs", "steps"):
         value = getattr(rule, name)
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"rule {rule.name!r}: {name} counts tokens, so it must be an integer >= 1; got {value!r}.")
+            raise ValueError(f"rule {rule.name!r}: {name} is a count, so it must be an integer >= 1; got {value!r}.")
     if rule.read not in ("after", "before"):
         raise ValueError(f"rule {rule.name!r}: read is 'after' or 'before' (a token's own write); got {rule.read!r}.")
     if rule.update_every > 1 and (rule.mini_batch > 1 or rule.window > 1):
         raise ValueError(
             f"rule {rule.name!r}: update_every={rule.update_every} takes all its gradients at the last write's "
             "weights, so it needs mini_batch=1 and window=1."
+        )
+    if rule.steps % rule.pairs:
+        raise ValueError(
+            f"rule {rule.name!r}: 'prepare' makes steps={rule.steps} writes of a token's pairs={rule.pairs} pairs, so "
+            "steps must be a multiple of pairs."
+        )
+    if rule.steps > 1 and max(rule.mini_batch, rule.update_every, rule.window) > 1:
+        raise ValueError(
+            f"rule {rule.name!r}: steps={rule.steps} makes several writes of a token, each at the weights that the "
+            "one before left, so it needs mini_batch=1, update_every=1 and window=1."
+        )
+    per_channel = [gate.name for gate in rule.weight_gates if gate.per != "head"]
+    if per_channel and not rule.memory.linear:
+        raise ValueError(
+            f"rule {rule.name!r}: the gates {per_channel} are per channel, which means something for a single matrix "
+            "only. Use memory linear(), or gates per head."
         )
     if rule.effective is not identity and rule.point is not at_weights:
         raise ValueError(

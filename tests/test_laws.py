@@ -11,17 +11,12 @@ import torch
 
 import memkit
 from memkit.mixers.specs import mixer_config
-from memkit.rule import Gates, Rule, Slots
+from memkit.rule import Rule, at_decayed, at_lookahead
 from memkit.testing import parametrize_with_laws
 
 DIM, HEADS, VOCAB = 8, 2, 7
 DEEP = {"name": "titans", "mini_batch": 4, "expansion": 2}
 MATRIX = {"name": "titans", "mini_batch": 4, "depth": 1}
-
-
-def at_lookahead(weight: torch.Tensor, slots: Slots, gates: Gates) -> torch.Tensor:
-    """Nesterov's gradient point."""
-    return weight + gates["momentum"] * slots[0]
 
 
 def titans(**options: Any) -> Rule:
@@ -40,6 +35,7 @@ RULES = {name: memkit.build("rule", name) for name in memkit.names("rule")} | {
     "titans without momentum and decay": titans(mini_batch=4, optimizer="gradient_descent", retention="none"),
     "titans limited": titans(mini_batch=4, expansion=2, surprise_limit=0.5),
     "titans lookahead": replace(MATRIX_RULE, point=at_lookahead),
+    "titans decay first": replace(MATRIX_RULE, point=at_decayed),
     "titans effective": replace(MATRIX_RULE, effective=torch.tanh),
     "titans effective before": replace(MATRIX_RULE, effective=torch.tanh, read="before"),
     "omega": replace(MATRIX_RULE, window=3),

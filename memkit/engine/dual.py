@@ -85,7 +85,7 @@ def _begin(rule: Rule, block: Block, carry: Weights, anchor: Weights, rows: Rows
     """The weights that gradients of this block see: new ones for rows whose mini-batch begins here."""
     if block.begins is False:
         return anchor
-    first = gate_at(gates, 0)
+    first = gate_at(rule, gates, 0)
     fresh = {}
     for name, (weight, *slots) in _parts(carry, rows).items():
         fresh[name] = rule.effective(rule.point(weight, tuple(slots), first))

@@ -31,8 +31,11 @@ def check(
                 "q and k are [B, T, H, K] and v is [B, T, H, V] with the same B, T and H; got "
                 f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: {name} does not fit."
             )
-    if q.shape != k.shape:
-        raise ValueError(f"q and k must be equally wide; got {tuple(q.shape)} and {tuple(k.shape)}.")
+    if q.shape[-1] * rule.pairs != k.shape[-1]:
+        wanted = "q and k must be equally wide" if rule.pairs == 1 else f"k must be {rule.pairs} times as wide as q"
+        raise ValueError(f"{wanted}; got q {tuple(q.shape)} and k {tuple(k.shape)}.")
+    if v.shape[-1] % rule.pairs:
+        raise ValueError(f"v holds {rule.pairs} values side by side, which {tuple(v.shape)} is not wide enough for.")
     _check_gates(rule, k, v, gates)
     batch, tokens, heads = k.shape[:3]
     check_masks(mask, segment_ids, batch, tokens)
@@ -103,7 +106,7 @@ def _check_gates(rule: Rule, k: Tensor, v: Tensor, gates: Gates) -> None:
             continue
         if not isinstance(gates[gate.name], Tensor):
             raise ValueError(f"gate {gate.name!r} must be a tensor; got {gates[gate.name]!r}. Use torch.full.")
-        wanted = gate_shape(gate, k, v)
+        wanted = gate_shape(rule, gate, k, v)
         if tuple(gates[gate.name].shape) != wanted:
             raise ValueError(
                 f"gate {gate.name!r} of rule {rule.name!r} is per {gate.per}, so it must be {wanted}; "
@@ -111,15 +114,16 @@ def _check_gates(rule: Rule, k: Tensor, v: Tensor, gates: Gates) -> None:
             )
 
 
-def gate_shape(gate: Gate, k: Tensor, v: Tensor) -> tuple[int, ...]:
-    """The shape that a gate must have beside k `[B, T, H, K]` and v `[B, T, H, V]`."""
-    return {"head": tuple(k.shape[:3]), "key": tuple(k.shape), "value": tuple(v.shape)}[gate.per]
+def gate_shape(rule: Rule, gate: Gate, k: Tensor, v: Tensor) -> tuple[int, ...]:
+    """The shape that a gate must have beside k `[B, T, H, pairs K]` and v `[B, T, H, pairs V]`."""
+    key, value = k.shape[-1] // rule.pairs, v.shape[-1] // rule.pairs
+    return (*k.shape[:3], *{"head": (), "key": (key,), "value": (value,), "pair": (rule.pairs,)}[gate.per])
 
 
-def filled_in(rule: Rule, gates: Gates, k: Tensor) -> dict[str, Tensor]:
+def filled_in(rule: Rule, gates: Gates, k: Tensor, v: Tensor) -> dict[str, Tensor]:
     """All gates of the rule: the given ones, and defaults for those left out."""
     return {
-        name: gates[name] if name in gates else k.new_full(k.shape[:3], gate.default or 0.0)
+        name: gates[name] if name in gates else k.new_full(gate_shape(rule, gate, k, v), gate.default or 0.0)
         for name, gate in rule.gates.items()
     }
 

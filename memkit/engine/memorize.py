@@ -45,7 +45,8 @@ def memorize(
 ) -> tuple[Tensor, MemoryState]:
     """Write k -> v and read q, token by token in meaning, in blocks in practice.
 
-    q, k `[B, T, H, K]`, v `[B, T, H, V]`, any T >= 0; gates: name -> `[B, T, H]` (Titans' eta, theta, alpha are
+    q, k `[B, T, H, K]`, v `[B, T, H, V]` (`rule.pairs` times as wide, if those are several), any T >= 0; gates:
+    name -> `[B, T, H]` (Titans' eta, theta, alpha are
     `momentum`, `lr`, `decay`), within the ranges that the rule's `gates` declare.
     mask `[B, T]` bool: False marks a token that never was. segment_ids `[B, T]` >= 0: a change, also from one
     call to the next, starts a new document from `state.initial`.
@@ -71,8 +72,9 @@ def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:
         dtype = inputs.computation_dtype(q, *state.weights.values())
         q_, state = _ordinary((q, state))
         q_ = q_.to(dtype)
-        gates = {name: q_.new_zeros(q.shape[:3]) for name in rule.gates}
-        q_ = rule.prepare(Tokens(q_, q_, q_.new_zeros(*q.shape[:3], value_dim), gates)).q
+        k, v = (q_.new_zeros(*q.shape[:3], rule.pairs * width) for width in (q.shape[-1], value_dim))
+        gates = {name: q_.new_zeros(inputs.gate_shape(rule, gate, k, v)) for name, gate in rule.gates.items()}
+        q_ = _at_queries(rule, rule.prepare(Tokens(q_, k, v, gates)).q)
         inputs.check_widths(rule, state, q_.shape[-1], value_dim)
         rows = to_rows(replace(state, slots={}, pending={}, window=None), dtype)  # a read needs no more
         weights = rows.weights
@@ -105,8 +107,11 @@ def observe(
     watch: Watch = []
     y, _ = _memorize(rule, q, k, v, gates, state, mask, segment_ids, "auto", 64, watch)
     none = y.new_zeros(y.shape[:3])[:, :0]
-    loss, surprise = (blank(torch.cat(parts, 1), mask) for parts in zip((none, none), *watch, strict=True))
-    return Observation(loss, surprise, inputs.filled_in(rule, gates, k))
+    loss, surprise = (torch.cat(parts, 1) for parts in zip((none, none), *watch, strict=True))
+    if rule.steps > 1:  # a token's steps together
+        loss, surprise = loss.unflatten(1, (-1, rule.steps)).sum(2), surprise.unflatten(1, (-1, rule.steps)).norm(dim=2)
+    loss, surprise = blank(loss, mask), blank(surprise, mask)
+    return Observation(loss, surprise, inputs.filled_in(rule, gates, k, v))
 
 
 def _memorize(
@@ -127,19 +132,25 @@ def _memorize(
     chosen = plan.choose(rule, form, k.shape[1])
     with _plain_mode(q):
         dtype = inputs.computation_dtype(q, k, v, *gates.values(), *state.weights.values())
-        tokens = Tokens(q, k, v, inputs.filled_in(rule, gates, k))
+        tokens = Tokens(q, k, v, inputs.filled_in(rule, gates, k, v))
         tokens, state, mask, segment_ids = _ordinary((tokens, state, mask, segment_ids))
         tokens = rule.prepare(map_tensors(lambda x: blank(x, mask).to(dtype), tokens))
         inputs.check_widths(rule, state, tokens.k.shape[-1], tokens.v.shape[-1])
+        steps_mask, steps_ids = (x if x is None else x.repeat_interleave(rule.steps, 1) for x in (mask, segment_ids))
 
         def run(tokens: Tokens, mask: Tensor | None, state: MemoryState) -> tuple[Tensor, MemoryState]:
             return _piece(rule, tokens, state, mask, chosen, block_size, watch)
 
-        if segment_ids is None:
-            y, state = run(tokens, mask, state)
+        if steps_ids is None:
+            y, state = run(tokens, steps_mask, state)
         else:
-            y, state = _documents(run, rule, tokens, mask, segment_ids, state)
-        return blank(y, mask).to(v.dtype), state
+            y, state = _documents(run, rule, tokens, steps_mask, steps_ids, state)
+        return blank(_at_queries(rule, y), mask).to(v.dtype), state
+
+
+def _at_queries(rule: Rule, y: Tensor) -> Tensor:
+    """What each token's query reads, of y at every step: before its first step, or after its last."""
+    return y[:, 0 if rule.read == "before" else rule.steps - 1 :: rule.steps]
 
 
 def _documents(

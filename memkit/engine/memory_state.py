@@ -111,9 +111,10 @@ def kept(rule: Rule) -> dict[str, int]:
 
 def prepared_key_dim(rule: Rule, key_dim: int, value_dim: int) -> int:
     """The key width after the rule's feature map, found by mapping no tokens at all."""
-    none = {name: torch.zeros(1, 0, 1) for name in rule.gates}
-    key, value = torch.zeros(1, 0, 1, key_dim), torch.zeros(1, 0, 1, value_dim)
-    return rule.prepare(Tokens(key, key, value, none)).k.shape[-1]
+    widths = {"head": (), "key": (key_dim,), "value": (value_dim,), "pair": (rule.pairs,)}
+    gates = {name: torch.zeros(1, 0, 1, *widths[gate.per]) for name, gate in rule.gates.items()}
+    query, key, value = (torch.zeros(1, 0, 1, n) for n in (key_dim, rule.pairs * key_dim, rule.pairs * value_dim))
+    return rule.prepare(Tokens(query, key, value, gates)).k.shape[-1]
 
 
 def state_from(
@@ -258,6 +259,12 @@ def cut(tokens: Tokens, lengths: list[int]) -> list[Tokens]:
     return [Tokens(q[i], k[i], v[i], {name: g[i] for name, g in gates.items()}) for i in range(len(lengths))]
 
 
-def gate_at(gates: Gates, index: int) -> dict[str, Tensor]:
-    """Gates `[N, T]` at a token, shaped `[N, 1, 1]` to meet a weight."""
-    return {name: gate[:, index, None, None] for name, gate in gates.items()}
+def gate_at(rule: Rule, gates: Gates, index: int) -> dict[str, Tensor]:
+    """The gates of a write, `[N, T]` or `[N, T, C]` per channel, at a token, shaped to meet a weight `[N, in, out]`."""
+    axes = {"head": (-1, -1), "key": (-1,), "value": (-2,)}
+    found = {}
+    for gate in rule.weight_gates:
+        found[gate.name] = gates[gate.name][:, index]
+        for axis in axes[gate.per]:
+            found[gate.name] = found[gate.name].unsqueeze(axis)
+    return found

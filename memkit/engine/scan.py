@@ -40,7 +40,7 @@ def scan(
 
 def _step(rule: Rule, token: Tokens, rows: Rows, offset: Tensor, watch: Watch | None) -> tuple[Tensor, Rows]:
     """One token of every row: q, k, v `[N, 1, ...]`, gates `[N, 1]`."""
-    here = gate_at(token.gates, 0)
+    here = gate_at(rule, token.gates, 0)
     begins = offset % rule.mini_batch == 0
     anchor = {
         name: merge_trees(

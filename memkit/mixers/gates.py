@@ -21,15 +21,16 @@ class GateProjection(nn.Module):
     momentum = 0.9 sigmoid(.), decay = sigmoid(. - 4), lr = scale * sigmoid(.), where a learnable scale per
     head starts at the largest rate that is stable for a linear memory under any stream: gradients that
     b = mini_batch tokens take at the same weights add up, momentum m multiplies them by 1 / (1 - m), and
-    the squared error carries a factor 2, so scale = 0.5 (1 - 0.9) / b. A gate of another name is
-    low + (high - low) sigmoid(.), or low + softplus(.) where it has no upper end.
+    the squared error carries a factor 2, so scale = 0.5 (1 - 0.9) / b. A gate of another name, or an lr whose
+    range ends (the beta of delta rules), is low + (high - low) sigmoid(.), or low + softplus(.) without an end.
     """
 
     def __init__(self, dim: int, heads: int, key_dim: int, value_dim: int, rule: Rule) -> None:
         super().__init__()
         self.heads = heads
         self.gates = tuple(gate for gate in rule.gates.values() if gate.default is None)
-        self.widths = [{"head": 1, "key": key_dim, "value": value_dim}[gate.per] for gate in self.gates]
+        widths = {"head": 1, "key": key_dim, "value": value_dim, "pair": rule.pairs}
+        self.widths = [widths[gate.per] for gate in self.gates]
         self.project = nn.Linear(dim, heads * sum(self.widths))
         with torch.no_grad():
             self.project.weight.mul_(0.1)  # gates begin near their biases, whatever the token
@@ -37,7 +38,7 @@ class GateProjection(nn.Module):
                 torch.full((heads * w,), BIAS.get(g.name, 0.0)) for g, w in zip(self.gates, self.widths, strict=True)
             ]
             self.project.bias.copy_(torch.cat(starts))
-        if "lr" in rule.gates:
+        if "lr" in rule.gates and math.isinf(rule.gates["lr"].high):
             self.lr_scale = nn.Parameter(torch.full((heads,), math.log(stable_lr(rule))))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -50,8 +51,9 @@ class GateProjection(nn.Module):
     def _bound(self, gate: Gate, raw: Tensor) -> Tensor:
         if gate.per != "head":
             raw = raw.unflatten(-1, (self.heads, -1))
-        if gate.name == "lr":
-            return self.lr_scale.to(raw.dtype).exp() * raw.sigmoid()
+        if gate.name == "lr" and math.isinf(gate.high):
+            scale = self.lr_scale.to(raw.dtype).exp()
+            return (scale if gate.per == "head" else scale[:, None]) * raw.sigmoid()
         if gate.name == "momentum":
             return MOMENTUM_MAX * raw.sigmoid()
         if math.isinf(gate.high):

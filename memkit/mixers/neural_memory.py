@@ -72,7 +72,7 @@ class NeuralMemory(Mixer):
         if surprise_limit is not None:
             made = replace(made, surprise_limit=surprise_limit)
         self.rule, self.heads, self.width = made, heads, dim // heads
-        self.qkv = Projection(dim, 3 * dim, conv)
+        self.qkv = Projection(dim, (1 + 2 * made.pairs) * dim, conv)
         self.gates = GateProjection(dim, heads, self.width, self.width, made)
         self.key_dim = prepared_key_dim(made, self.width, self.width)
         self.initial = nn.ParameterDict(_initial_weights(made, heads, self.key_dim, self.width))
@@ -90,11 +90,11 @@ class NeuralMemory(Mixer):
         """Start as a memory of what followed what.
 
         A token's key should resemble the query that will ask for its value, and that is the token before it.
-        So key and query projections start equal and keys look back. From independent projections the outer
-        loop finds this binding late or never: at 64 tokens, 4 pairs, a linear memory recalled 26 % after 500
-        steps, and starting like this 99 % after 100.
+        So key (of several: the first) and query projections start equal and keys look back. From independent
+        projections the outer loop finds this binding late or never: at 64 tokens, 4 pairs, a linear memory
+        recalled 26 % after 500 steps, and starting like this 99 % after 100.
         """
-        q, k, _ = self.qkv.linear.weight.chunk(3)
+        q, k = self.qkv.linear.weight[: 2 * self.dim].chunk(2)
         k.copy_(q)
         self.qkv.conv.look_back(slice(self.dim, 2 * self.dim), self.heads)
 
@@ -115,10 +115,12 @@ class NeuralMemory(Mixer):
     ) -> tuple[Tensor, NeuralMemoryState]:
         """One document piece; see `Mixer`."""
         qkv, tail = self.qkv(x, state.tail, mask)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, self.width)).unbind(2)
-        q, memory = unit(q), state.memory
+        # [B, T, H, pairs, K]: a rule may take several pairs of keys and values a token.
+        qkv = qkv.unflatten(-1, (-1, self.heads, self.width)).transpose(2, 3)
+        q, k, v = qkv.split([1, self.rule.pairs, self.rule.pairs], 3)
+        q, k, v, memory = unit(q).flatten(3), unit(k).flatten(3), v.flatten(3), state.memory
         if write:
-            y, memory = memorize(self.rule, q, unit(k), v, self.gates(x), memory, mask=mask)
+            y, memory = memorize(self.rule, q, k, v, self.gates(x), memory, mask=mask)
         else:
             y = retrieve(self.rule, memory, q)
         return self.read_out(x, y), replace(state, tail=tail, memory=memory)

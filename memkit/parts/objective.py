@@ -26,10 +26,10 @@ def l2(*, scale: float = 1.0) -> Objective:
 
     Delta-rule papers use scale=0.5, so that `lr` is their beta.
     """
-    return Objective(name="l2", loss=partial(squared_error, scale=scale))
+    return Objective(name="l2", loss=partial(squared_error, scale=scale), quadratic=True)
 
 
 @register("objective", "dot")
 def dot() -> Objective:
     """Dot product -<M(k), v>, the Hebbian write of linear attention and Mamba-2 (MIRAS eq. 8)."""
-    return Objective(name="dot", loss=negative_dot, linear=True)
+    return Objective(name="dot", loss=negative_dot, linear=True, quadratic=True)

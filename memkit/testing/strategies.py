@@ -77,10 +77,12 @@ class RuleProblem:
         """Tokens with unit keys and gates inside their declared ranges; float64."""
         g = self.generator(stream)
         shape = (self.batch, self.tokens if length is None else length, self.heads)
-        q, k = (torch.randn(*shape, self.key_dim, generator=g, dtype=torch.float64) for _ in range(2))
-        v = torch.randn(*shape, self.value_dim, generator=g, dtype=torch.float64)
-        k = k / k.norm(dim=-1, keepdim=True)
-        gates = {name: draw_gate(gate, gate_shape(gate, k, v), g, self.corners) for name, gate in rule.gates.items()}
+        q = torch.randn(*shape, self.key_dim, generator=g, dtype=torch.float64)
+        k = torch.randn(*shape, rule.pairs, self.key_dim, generator=g, dtype=torch.float64)
+        v = torch.randn(*shape, rule.pairs * self.value_dim, generator=g, dtype=torch.float64)
+        k = (k / k.norm(dim=-1, keepdim=True)).flatten(-2)
+        shapes = {name: gate_shape(rule, gate, k, v) for name, gate in rule.gates.items()}
+        gates = {name: draw_gate(gate, shapes[name], g, self.corners) for name, gate in rule.gates.items()}
         return Tokens(q, k, v, gates)
 
     def fresh_state(self, rule: Rule) -> MemoryState:
