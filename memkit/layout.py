@@ -40,13 +40,24 @@ class Layout(NamedTuple):
 
 
 def lay_out(
-    period: int, mask: Tensor | None, offset: Tensor, phase: int | None, tokens: int, block_size: int
+    period: int,
+    mask: Tensor | None,
+    offset: Tensor,
+    phase: int | None,
+    tokens: int,
+    block_size: int,
+    *,
+    across: bool = False,
 ) -> Layout:
-    """Place `tokens` tokens of rows at `offset` `[N]` in their period (`phase`, where all are known to agree)."""
+    """Place `tokens` tokens of rows at `offset` `[N]` in their period (`phase`, where all are known to agree).
+
+    Blocks end where a period does, at the latest. With `across` they hold as many whole periods as fit into
+    `block_size`, but for a first one that may start inside of a period.
+    """
     if period == 1:
-        return in_place(_cuts(0, tokens, 1, 1), mask)
+        return in_place(_cuts(0, tokens, 1, block_size if across else 1, across), mask)
     if mask is None and phase is not None:
-        cuts = _cuts(phase, phase + tokens, period, block_size)
+        cuts = _cuts(phase, phase + tokens, period, block_size, across)
         return in_place([b._replace(start=b.start - phase, stop=b.stop - phase) for b in cuts], None)
     if tokens == 1:
         here = torch.ones_like(offset, dtype=torch.bool) if mask is None else mask[:, 0]
@@ -54,7 +65,7 @@ def lay_out(
         return in_place([block], mask)
     if mask is None:
         mask = torch.ones(offset.shape[0], tokens, dtype=torch.bool, device=offset.device)
-    return _aligned(mask, offset, period, block_size)
+    return _aligned(mask, offset, period, block_size, across)
 
 
 def without_periods(mask: Tensor | None, tokens: int, block_size: int) -> Layout:
@@ -71,23 +82,28 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _cuts(start: int, stop: int, period: int, size: int) -> list[Block]:
-    """Cut start..stop at multiples of the period, and further into blocks of at most `size`."""
+def _cuts(start: int, stop: int, period: int, size: int, across: bool = False) -> list[Block]:
+    """Cut start..stop at multiples of the period, and further into blocks of at most `size`; see `lay_out`."""
     blocks = []
     while start < stop:
         slot = start % period
-        end = min(start + size, start - slot + period, stop)
+        periods = max(size // period, 1) if across and slot == 0 else 1
+        end = min(start - slot + periods * period, stop)
+        end = end if across else min(end, start + size)
         blocks.append(Block(start, end, slot, slot == 0, end % period == 0))
         start = end
     return blocks
 
 
-def _aligned(mask: Tensor, offset: Tensor, period: int, block_size: int) -> Layout:
+def _aligned(mask: Tensor, offset: Tensor, period: int, block_size: int, across: bool) -> Layout:
     length = mask.shape[1] + period - 1
     grid = align(mask, offset, length)
+    # Some rows do not begin with a period, so the first one is a block of its own.
+    first = min(period, length)
+    cuts = [*_cuts(0, first, period, block_size), *_cuts(first, length, period, block_size, across)]
     # A boundary belongs to a row only if the row has a token there: a row that ends before it keeps its anchor.
     blocks = [
         b._replace(begins=b.begins and grid.valid[:, b.start], completes=b.completes and grid.valid[:, b.stop - 1])
-        for b in _cuts(0, length, period, block_size)
+        for b in cuts
     ]
     return Layout(blocks, grid.valid, grid.to_slots, grid.to_tokens)

@@ -59,7 +59,10 @@ def state_of(rule: Rule, tokens: int = 0) -> memkit.MemoryState:
         ({"segment_ids": torch.ones(TOKENS).long()}, r"segment_ids must be \[B, T\] = \(3, 11\); got \(11,\)"),
         ({"segment_ids": torch.full((BATCH, TOKENS), -1)}, r"segment_ids must be at least 0; got -1"),
         # how it runs
-        ({"form": "duel"}, r"unknown form 'duel'\. Did you mean 'dual'\? Known: auto, dual, scan"),
+        (
+            {"form": "duel"},
+            r"unknown form 'duel'\. Did you mean 'dual'\? Known: auto, dual, iterate, scan, solve, write",
+        ),
         ({"block_size": 0}, r"block_size must be an integer of at least 1; got 0"),
         ({"block_size": -64}, r"block_size must be an integer of at least 1; got -64"),
         ({"block_size": 2.5}, r"block_size must be an integer of at least 1; got 2\.5"),
@@ -154,7 +157,7 @@ def test_init_state_names_the_mistake(given: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mini_batch": 0}, r"rule 'titans': mini_batch counts tokens, so it must be an integer >= 1; got 0"),
+        ({"mini_batch": 0}, r"rule 'titans': mini_batch is a count, so it must be an integer >= 1; got 0"),
         ({"depth": 0}, r"memory 'mlp': depth must be >= 1; got 0"),
         ({"expansion": -1}, r"memory 'mlp': expansion must be >= 1; got -1"),
         ({"surprise_limit": 0.0}, r"surprise_limit is a gradient norm, so it must be > 0, or None"),
@@ -173,7 +176,7 @@ def test_building_a_rule_names_the_mistake(options: dict[str, Any], message: str
     [
         ({"update_every": 2}, r"update_every=2 .* needs mini_batch=1 and window=1"),
         ({"read": "during"}, r"read is 'after' or 'before' .*; got 'during'"),
-        ({"window": 0}, r"window counts tokens, so it must be an integer >= 1; got 0"),
+        ({"window": 0}, r"window is a count, so it must be an integer >= 1; got 0"),
         ({"effective": torch.tanh, "point": lambda weight, slots, gates: weight}, r"cannot be combined .*Keep one"),
     ],
 )

@@ -1,9 +1,11 @@
-"""The coefficients of the dual form, read off the update by feeding it scalars.
+"""The coefficients of the fast forms, read off the update by feeding it scalars.
 
 A linear update acts on the vector z = (weight, slots) of each matrix entry as z_t = A_t z_{t-1} + b_t g_t,
-with the same scalars A_t, b_t for every entry. `probe` asks the update for them with units; `unroll`
-multiplies them out over a block. Only products and sums: gates of exactly 0 and 1 are legal, and
-nothing is divided by a product of gates, which reaches 1e-29 in 64 tokens.
+with the same scalars A_t, b_t for every entry, or for every entry of a key channel's row. `probe` asks the
+update for them with units; `unroll` multiplies them out over a block. Only products and sums: gates of
+exactly 0 and 1 are legal, and nothing is divided by a product of gates, which reaches 1e-29 in 64 tokens.
+
+Shapes: `[..., L]` is a block of L tokens of a row; with gates per key channel `...` ends in `K`, else it does not.
 """
 
 from __future__ import annotations
@@ -13,79 +15,160 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.rule import Gates, Rule
+from memkit.rule import Rule, Slots, Tokens, at_weights
+
+
+class Steps(NamedTuple):
+    """What each token does: A `[..., L, n, n]`, b `[..., L, n]`, and the gradient's point as a sum over z_{t-1}.
+
+    point `[..., L, n]`, or None where it is the weight itself.
+    """
+
+    transition: Tensor
+    write: Tensor
+    point: Tensor | None
+
+    def cut(self, lengths: list[int]) -> list[Steps]:
+        """Parts of these lengths, one after the other."""
+        point = [None] * len(lengths) if self.point is None else self.point.split(lengths, -2)
+        pieces = zip(self.transition.split(lengths, -3), self.write.split(lengths, -2), point, strict=True)
+        return [Steps(*piece) for piece in pieces]
+
+    def blocks(self, count: int, length: int) -> Steps:
+        """Blocks as an axis before their tokens: `[..., count, length, .]`."""
+        shape = (count, length)
+        point = None if self.point is None else self.point.unflatten(-2, shape)
+        return Steps(self.transition.unflatten(-3, shape), self.write.unflatten(-2, shape), point)
+
+
+class Effect(NamedTuple):
+    """What some numbers owe to what came before them, one number a token.
+
+    carry `[..., L, n]`: to the (weight, slots) that the block began with; write `[..., L, L]`: to each write.
+    """
+
+    carry: Tensor
+    write: Tensor
 
 
 class Coefficients(NamedTuple):
     """What a block of L tokens does, for n = 1 + slots numbers per weight entry.
 
-    weight_carry `[..., L, n]`: effect of the carried (weight, slots) on the weight after each token.
-    weight_write `[..., L, L]`: effect of write s on the weight after token t; lower triangular.
-    last_carry `[..., n, n]`, last_write `[..., L, n]`: the same for (weight, slots) after the last token.
+    weight: effects on the weight after each token's write. point: on what each token's gradient sees, if asked for.
+    last_carry `[..., n, n]`, last_write `[..., L, n]`: on (weight, slots) after the last token.
     """
 
-    weight_carry: Tensor
-    weight_write: Tensor
+    weight: Effect
+    point: Effect | None
     last_carry: Tensor
     last_write: Tensor
 
 
-def probe(rule: Rule, gates: Gates, valid: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return A `[..., n, n]` and b `[..., n]` of every token; `like` `[...]` gives shape, dtype and device.
+def probe(rule: Rule, tokens: Tokens, valid: Tensor | None) -> Steps:
+    """Feed the update and the gradient point units, at the gates of tokens `[N, L, ...]`.
 
     At an invalid token A is the identity and b is 0: it never was.
     """
+    per_key = any(gate.per == "key" for gate in rule.weight_gates)
+    like = tokens.k if per_key else tokens.k[..., 0]
+    gates = {
+        gate.name: tokens.gates[gate.name].unsqueeze(-1) if per_key and gate.per == "head" else tokens.gates[gate.name]
+        for gate in rule.weight_gates
+    }
     one, zero = torch.ones_like(like), torch.zeros_like(like)
     n = 1 + len(rule.init_slots(zero))
-    columns = []
+    columns, seen = [], []
     for unit in range(n + 1):  # weight, slots..., gradient
-        weight, *slots = (one if unit == i else zero for i in range(n))
-        new_weight, new_slots = rule.update(one if unit == n else zero, weight, tuple(slots), gates)
+        weight, *rest = (one if unit == i else zero for i in range(n))
+        slots: Slots = tuple(rest)
+        new_weight, new_slots = rule.update(one if unit == n else zero, weight, slots, gates)
         columns.append(torch.stack([new_weight, *new_slots], -1))
+        if unit < n and rule.point is not at_weights:
+            seen.append(rule.point(weight, slots, gates).expand_as(like))
     transition, write = torch.stack(columns[:n], -1), columns[n]
     if valid is not None:
-        transition = torch.where(valid[..., None, None], transition, torch.eye(n, dtype=like.dtype, device=like.device))
-        write = torch.where(valid[..., None], write, zero[..., None])
-    return transition, write
+        there = valid.view(*valid.shape, *[1] * (like.dim() - 2))
+        eye = torch.eye(n, dtype=like.dtype, device=like.device)
+        transition = torch.where(there[..., None, None], transition, eye)
+        write = torch.where(there[..., None], write, zero[..., None])
+    point = torch.stack(seen, -1) if seen else None
+    if not per_key:
+        return Steps(transition, write, point)
+    return Steps(transition.movedim(2, 1), write.movedim(2, 1), None if point is None else point.movedim(2, 1))
 
 
-def unroll(transition: Tensor, write: Tensor) -> Coefficients:
-    """Multiply A `[..., L, n, n]` and b `[..., L, n]` out by doubling: spans of 1, 2, 4, ... tokens are joined."""
+def unroll(steps: Steps, *, point: bool = False) -> Coefficients:
+    """Multiply a block out by doubling: spans of 1, 2, 4, ... tokens are joined.
+
+    Every token has one or two rows: the weight after it, and, if `point` asks for it and it is not the weight,
+    the point of the next token's gradient.
+    """
+    length, n = steps.write.shape[-2:]
+    ahead = steps.point if point else None
+    rows = [_first_unit(steps.write)]
+    if ahead is not None:
+        rows.append(torch.cat([ahead[..., 1:, :], torch.zeros_like(ahead[..., :1, :])], -2))
+    observe = torch.stack(rows, -2)
+    whole = _joined(steps.transition, steps.write, observe)
+    m = observe.shape[-2]
+    carry = whole.carry.unflatten(-2, (-1, m))[..., :length, :, :].unbind(-2)
+    write = whole.write[..., :length].unflatten(-2, (-1, m))[..., :length, :, :].unbind(-2)
+    weight, next_point = Effect(carry[0], write[0]), Effect(carry[-1], write[-1])
+    seen = None
+    if point:
+        first = _first_unit(steps.write[..., :1, :]) if ahead is None else ahead[..., :1, :]
+        seen = before(next_point, first)
+    return Coefficients(weight, seen, whole.last_carry, whole.last_write[..., :length, :])
+
+
+def before(effect: Effect, first: Tensor | None = None) -> Effect:
+    """Effects on the number before each token instead of after it; `first` `[..., 1, n]` is the carried one itself."""
+    if first is None:
+        first = _first_unit(effect.carry[..., :1, :])
+    return Effect(
+        torch.cat([first, effect.carry[..., :-1, :]], -2),
+        torch.cat([torch.zeros_like(effect.write[..., :1, :]), effect.write[..., :-1, :]], -2),
+    )
+
+
+class _Spans(NamedTuple):
+    """Coefficients of neighbouring spans `[..., spans, rows, .]`, several rows a token."""
+
+    carry: Tensor
+    write: Tensor
+    last_carry: Tensor
+    last_write: Tensor
+
+
+def _joined(transition: Tensor, write: Tensor, observe: Tensor) -> _Spans:
     length, n = write.shape[-2:]
-    spans = 1 << (length - 1).bit_length()
-    if spans > length:  # tokens that do nothing change nothing
-        rest = spans - length
+    rest = (1 << (length - 1).bit_length()) - length
+    if rest:  # tokens that do nothing change nothing
         eye = torch.eye(n, dtype=write.dtype, device=write.device).expand(*write.shape[:-2], rest, n, n)
         transition = torch.cat([transition, eye], -3)
         write = torch.cat([write, write.new_zeros(*write.shape[:-2], rest, n)], -2)
-    whole = Coefficients(transition[..., :1, :], write[..., :1, None], transition, write[..., None, :])
-    while whole.last_carry.shape[-3] > 1:
-        whole = _join(whole)
-    carry, steps, last_carry, last_write = (x.squeeze(-3) for x in whole)
-    return Coefficients(carry[..., :length, :], steps[..., :length, :length], last_carry, last_write[..., :length, :])
+        observe = torch.cat([observe, observe[..., -1:, :, :].expand(*write.shape[:-2], rest, -1, n)], -3)
+    spans = _Spans(observe @ transition, observe @ write[..., None], transition, write[..., None, :])
+    while spans.last_carry.shape[-3] > 1:
+        spans = _join(spans)
+    return _Spans(*(x.squeeze(-3) for x in spans))
 
 
-def _join(spans: Coefficients) -> Coefficients:
+def _join(spans: _Spans) -> _Spans:
     """Join neighbouring spans: what the left one leaves behind is what the right one carries."""
-    left = Coefficients(*(x[..., 0::2, :, :] for x in spans))
-    right = Coefficients(*(x[..., 1::2, :, :] for x in spans))
-    across = right.weight_carry @ left.last_write.mT
-    top = torch.cat([left.weight_write, torch.zeros_like(left.weight_write)], -1)
-    bottom = torch.cat([across, right.weight_write], -1)
-    return Coefficients(
-        torch.cat([left.weight_carry, right.weight_carry @ left.last_carry], -2),
+    left = _Spans(*(x[..., 0::2, :, :] for x in spans))
+    right = _Spans(*(x[..., 1::2, :, :] for x in spans))
+    across = right.carry @ left.last_write.mT
+    top = torch.cat([left.write, torch.zeros_like(left.write)], -1)
+    bottom = torch.cat([across, right.write], -1)
+    return _Spans(
+        torch.cat([left.carry, right.carry @ left.last_carry], -2),
         torch.cat([top, bottom], -2),
         right.last_carry @ left.last_carry,
         torch.cat([left.last_write @ right.last_carry.mT, right.last_write], -2),
     )
 
 
-def before(own: Coefficients) -> Coefficients:
-    """The same block seen before each token's own write: shift by one token."""
-    n = own.weight_carry.shape[-1]
-    first = torch.eye(n, dtype=own.weight_carry.dtype, device=own.weight_carry.device)[0]
-    first = first.expand(*own.weight_carry.shape[:-2], 1, n)
-    return own._replace(
-        weight_carry=torch.cat([first, own.weight_carry[..., :-1, :]], -2),
-        weight_write=torch.cat([torch.zeros_like(own.weight_write[..., :1, :]), own.weight_write[..., :-1, :]], -2),
-    )
+def _first_unit(like: Tensor) -> Tensor:
+    """The row that reads the weight off (weight, slots), in the shape of `like` `[..., n]`."""
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)[0].expand_as(like)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from memkit.alignment import pick
 from memkit.engine import coefficients
-from memkit.engine.coefficients import Coefficients
+from memkit.engine.block import fold, parts, read, stacked, unstacked
+from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.memory_state import Rows, Weights, Window, as_window, cut, gate_at, join
 from memkit.engine.scan import Watch
 from memkit.engine.tape import Tape, record
@@ -43,84 +44,76 @@ def dual(
     of every block.
     """
     outputs = []
-    # Weight and slots of a matrix lie below each other, `[N, n * in, out]`: one product reads them all.
-    carry = {name: torch.cat([weight, *rows.slots[name]], 1) for name, weight in rows.weights.items()}
-    anchor, window = dict(rows.anchor), rows.window
+    carry, anchor, window = stacked(rows), dict(rows.anchor), rows.window
     lengths = [block.stop - block.start for block in blocks]
-    parts = zip(blocks, cut(tokens, lengths), _coefficients(rule, tokens, valid, lengths), strict=True)
-    for block, here, own in parts:
+    steps = coefficients.probe(rule, tokens, valid)
+    for block, here, own in zip(blocks, cut(tokens, lengths), of_blocks(steps, lengths), strict=True):
         size = block.stop - block.start
-        anchor = _begin(rule, block, carry, anchor, rows, here.gates)
+        anchor = begin(rule, block, carry, anchor, rows, here.gates)
         sources = here if window is None else join(window, as_window(rule, here, valid, slice(block.start, block.stop)))
         tape = record(rule, sources.k, sources.v, sources.gates, anchor, rows.constants, surprise=watch is not None)
-        if watch is not None and tape.squared_surprise is not None:
-            watch.append((tape.loss.detach()[:, -size:], tape.squared_surprise.detach()[:, -size:].sqrt()))
+        observe_block(watch, tape, size)
         if isinstance(sources, Window):
             own = _spread(own, _band(rule, sources, size))
             window = _latest(sources, rule.window - 1)
-        seen = own if rule.read == "after" else coefficients.before(own)
-        past, carry = carry, {name: _fold(carry[name], own, tape, name) for name in carry}
+        past, carry = carry, after(carry, own, tape)
         if rule.effective is identity:
-            y = rule.memory.forward(_reader(past, seen, tape), here.q, rows.constants)
+            y = rule.memory.forward(reader(rule, past, own, tape), here.q, rows.constants)
         else:
             y = _read_in_use(rule, block, here.q, anchor, carry, rows)
         outputs.append(y)
-    weights, slots = _split(carry, rows)
+    weights, slots = unstacked(carry, rows)
     y = torch.cat(outputs, 1) if outputs else tokens.v
     kept = {name: anchor[name] for name in rows.anchor}
     return y, replace(rows, weights=weights, slots=slots, anchor=kept, window=window)
 
 
-def _coefficients(rule: Rule, tokens: Tokens, valid: Tensor | None, lengths: list[int]) -> Iterator[Coefficients]:
+def of_blocks(steps: Steps, lengths: list[int], *, point: bool = False) -> Iterator[Coefficients]:
     """Coefficients of every block; neighbouring blocks of one length are computed at once, as they see no weights."""
-    transition, write = coefficients.probe(rule, tokens.gates, valid, tokens.q[..., 0])
     runs = [(len(list(group)), length) for length, group in groupby(lengths)]
-    spans = [count * length for count, length in runs]
-    for shape, *some in zip(runs, transition.split(spans, 1), write.split(spans, 1), strict=True):
-        run = coefficients.unroll(*(x.unflatten(1, shape) for x in some))
-        yield from map(Coefficients, *(x.unbind(1) for x in run))
+    for run, some in zip(runs, steps.cut([count * length for count, length in runs]), strict=True):
+        yield from _unbound(coefficients.unroll(some.blocks(*run), point=point))
 
 
-def _begin(rule: Rule, block: Block, carry: Weights, anchor: Weights, rows: Rows, gates: Gates) -> Weights:
+def _unbound(run: Coefficients) -> Iterator[Coefficients]:
+    """The blocks `[..., blocks, ., .]` one by one."""
+    effects = [run.weight] if run.point is None else [run.weight, run.point]
+    flat = [*(x for effect in effects for x in effect), run.last_carry, run.last_write]
+    for own in zip(*(x.unbind(-3) for x in flat), strict=True):
+        point = None if run.point is None else Effect(own[2], own[3])
+        yield Coefficients(Effect(own[0], own[1]), point, own[-2], own[-1])
+
+
+def begin(rule: Rule, block: Block, carry: Weights, anchor: Weights, rows: Rows, gates: Gates) -> Weights:
     """The weights that gradients of this block see: new ones for rows whose mini-batch begins here."""
     if block.begins is False:
         return anchor
     first = gate_at(rule, gates, 0)
     fresh = {}
-    for name, (weight, *slots) in _parts(carry, rows).items():
+    for name, (weight, *slots) in parts(carry, rows).items():
         fresh[name] = rule.effective(rule.point(weight, tuple(slots), first))
         if isinstance(block.begins, Tensor):
             fresh[name] = torch.where(block.begins[:, None, None], fresh[name], anchor[name])
     return fresh
 
 
-def _parts(carry: Weights, rows: Rows) -> dict[str, tuple[Tensor, ...]]:
-    """Views of weight and slots in the carry."""
-    return {name: x.split(rows.weights[name].shape[1], 1) for name, x in carry.items()}
+def reader(rule: Rule, carry: Weights, own: Coefficients, tape: Tape) -> Linear:
+    """What `linear` means when a query is read: x times the weight after (or before) each token's write."""
+    seen = own.weight if rule.read == "after" else coefficients.before(own.weight)
+    return lambda name, x: read(seen, x, carry[name], tape.inputs[name], tape.errors[name])
 
 
-def _split(carry: Weights, rows: Rows) -> tuple[Weights, dict[str, tuple[Tensor, ...]]]:
-    parts = _parts(carry, rows)
-    return {name: p[0] for name, p in parts.items()}, {name: tuple(p[1:]) for name, p in parts.items()}
-
-
-def _reader(carry: Weights, seen: Coefficients, tape: Tape) -> Linear:
-    """What `linear` means when a query is read: x times the weight after each token's writes."""
-
-    def linear(name: str, x: Tensor) -> Tensor:
-        mixed = torch.cat([p * x for p in seen.weight_carry.split(1, -1)], -1)
-        scores = (x @ tape.inputs[name].mT) * seen.weight_write
-        return torch.baddbmm(mixed @ carry[name], scores, tape.errors[name])
-
-    return linear
-
-
-def _fold(carry: Tensor, own: Coefficients, tape: Tape, name: str) -> Tensor:
+def after(carry: Weights, own: Coefficients, tape: Tape) -> Weights:
     """(Weight, slots) after the block."""
-    parts = carry.unflatten(1, (own.last_carry.shape[1], -1)).flatten(2)  # [N, 1 + slots, in * out]
-    kept = (own.last_carry @ parts).view_as(carry)
-    written = torch.cat([tape.inputs[name] * c for c in own.last_write.split(1, -1)], -1)
-    return torch.baddbmm(kept, written.mT, tape.errors[name])
+    return {
+        name: fold(own.last_carry, own.last_write, x, tape.inputs[name], tape.errors[name]) for name, x in carry.items()
+    }
+
+
+def observe_block(watch: Watch | None, tape: Tape, size: int) -> None:
+    """Tell the watch, if there is one, what the block's own tokens, the last `size` of the tape, met."""
+    if watch is not None and tape.squared_surprise is not None:
+        watch.append((tape.loss.detach()[:, -size:], tape.squared_surprise.detach()[:, -size:].sqrt()))
 
 
 def _read_in_use(rule: Rule, block: Block, q: Tensor, anchor: Weights, carry: Weights, rows: Rows) -> Tensor:
@@ -128,8 +121,8 @@ def _read_in_use(rule: Rule, block: Block, q: Tensor, anchor: Weights, carry: We
     y = rule.memory.forward(lambda name, x: x @ anchor[name], q, rows.constants)
     if rule.read == "before" or block.completes is False:
         return y
-    after = {name: rule.effective(parts[0]) for name, parts in _parts(carry, rows).items()}
-    last = rule.memory.forward(lambda name, x: x @ after[name], q[:, -1:], rows.constants)
+    following = {name: rule.effective(part[0]) for name, part in parts(carry, rows).items()}
+    last = rule.memory.forward(lambda name, x: x @ following[name], q[:, -1:], rows.constants)
     if isinstance(block.completes, Tensor):
         last = torch.where(block.completes[:, None, None], last, y[:, -1:])
     return torch.cat([y[:, :-1], last], 1)
@@ -145,7 +138,9 @@ def _band(rule: Rule, sources: Window, writes: int) -> Tensor:
 
 def _spread(own: Coefficients, band: Tensor) -> Coefficients:
     """Coefficients of sources instead of writes."""
-    return own._replace(weight_write=own.weight_write @ band, last_write=band.mT @ own.last_write)
+    band = band if own.last_write.dim() == 3 else band[:, None]  # the same for every key channel
+    weight = own.weight._replace(write=own.weight.write @ band)
+    return own._replace(weight=weight, last_write=band.mT @ own.last_write)
 
 
 def _latest(sources: Window, count: int) -> Window:

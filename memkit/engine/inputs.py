@@ -33,7 +33,7 @@ def check(
             )
     if q.shape[-1] * rule.pairs != k.shape[-1]:
         wanted = "q and k must be equally wide" if rule.pairs == 1 else f"k must be {rule.pairs} times as wide as q"
-        raise ValueError(f"{wanted}; got q {tuple(q.shape)} and k {tuple(k.shape)}.")
+        raise ValueError(f"{wanted}; got {tuple(q.shape)} and {tuple(k.shape)}.")
     if v.shape[-1] % rule.pairs:
         raise ValueError(f"v holds {rule.pairs} values side by side, which {tuple(v.shape)} is not wide enough for.")
     _check_gates(rule, k, v, gates)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.checks import positive
+from memkit.checks import in_range, not_negative, positive
 from memkit.documents import pieces
 from memkit.engine import inputs, plan
-from memkit.engine.dual import dual
+from memkit.engine.iterate import Rounds
 from memkit.engine.memory_state import MemoryState, cut, from_rows, per_row, to_rows
-from memkit.engine.scan import Watch, scan
-from memkit.layout import lay_out, without_periods
+from memkit.engine.run import How, run
+from memkit.engine.scan import Watch
 from memkit.masks import blank
 from memkit.rule import Gates, Rule, Tokens, identity
 from memkit.state import Tree, map_tensors
@@ -42,6 +42,8 @@ def memorize(
     segment_ids: Tensor | None = None,
     form: plan.Form = "auto",
     block_size: int = 64,
+    rounds: int | None = None,
+    tolerance: float | None = None,
 ) -> tuple[Tensor, MemoryState]:
     """Write k -> v and read q, token by token in meaning, in blocks in practice.
 
@@ -50,12 +52,33 @@ def memorize(
     `momentum`, `lr`, `decay`), within the ranges that the rule's `gates` declare.
     mask `[B, T]` bool: False marks a token that never was. segment_ids `[B, T]` >= 0: a change, also from one
     call to the next, starts a new document from `state.initial`.
-    form: "auto", "dual" (blocks at once) or "scan" (the definition). block_size: how many tokens the engine
-    takes at once; it never changes the answer.
+    form: "auto", which takes the fastest exact one, or one by name: "scan" (the definition), "dual" (blocks at
+    once), "solve" (matrix memories, exact online), "iterate" (deep memories, exact online), "write" (writes of
+    `update_every` tokens); `explain` says more. block_size: how many tokens the engine takes at once at most; it
+    never changes the answer.
+    rounds, tolerance: when "iterate" stops: after so many rounds, unlooked and exact only for the first `rounds` + 1
+    gradient points of a block; or when nothing changes by more than `tolerance` of the largest number (default:
+    what rounding leaves undecided, which is exact).
     Returns y `[B, T, H, V]` in v's dtype, 0 at masked tokens, and the state after the last token, in float32 or
     better. Gradients flow to q, k, v, gates and the state. Raises `ValueError` for what does not fit.
     """
-    return _memorize(rule, q, k, v, gates, state, mask, segment_ids, form, block_size, None)
+    positive("block_size", block_size)
+    if rounds is not None or tolerance is not None:
+        _check_rounds(form, rounds, tolerance)
+    how = How(form, block_size, Rounds(rounds, tolerance))
+    return _memorize(rule, q, k, v, gates, state, mask, segment_ids, how, None)
+
+
+def _check_rounds(form: str, rounds: int | None, tolerance: float | None) -> None:
+    """Raise `ValueError` unless one of the two is given, fits, and `iterate` is asked for."""
+    if form != "iterate":
+        raise ValueError(f"rounds and tolerance are for form='iterate'; got form={form!r}.")
+    if rounds is not None and tolerance is not None:
+        raise ValueError("give rounds or tolerance, not both: a fixed number of rounds looks at no change.")
+    if rounds is not None:
+        not_negative("rounds", rounds)
+    if tolerance is not None:
+        in_range("tolerance", tolerance, 0.0)
 
 
 def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:
@@ -99,13 +122,15 @@ def observe(
     *,
     mask: Tensor | None = None,
     segment_ids: Tensor | None = None,
+    form: plan.Form = "auto",
 ) -> Observation:
     """What `memorize` meets on the way: each token's loss and surprise at its gradient point, 0 where masked.
 
-    Surprise is the gradient's norm before any `surprise_limit`. Arguments and errors as for `memorize`.
+    Surprise is the gradient's norm before any `surprise_limit`; of a token of several steps they are the sum of the
+    losses and the norm of all gradients. Arguments and errors as for `memorize`.
     """
     watch: Watch = []
-    y, _ = _memorize(rule, q, k, v, gates, state, mask, segment_ids, "auto", 64, watch)
+    y, _ = _memorize(rule, q, k, v, gates, state, mask, segment_ids, How(form, 64), watch)
     none = y.new_zeros(y.shape[:3])[:, :0]
     loss, surprise = (torch.cat(parts, 1) for parts in zip((none, none), *watch, strict=True))
     if rule.steps > 1:  # a token's steps together
@@ -123,13 +148,11 @@ def _memorize(
     state: MemoryState,
     mask: Tensor | None,
     segment_ids: Tensor | None,
-    form: plan.Form,
-    block_size: int,
+    how: How,
     watch: Watch | None,
 ) -> tuple[Tensor, MemoryState]:
     inputs.check(rule, q, k, v, gates, state, mask, segment_ids)
-    positive("block_size", block_size)
-    chosen = plan.choose(rule, form, k.shape[1])
+    how = how._replace(form=plan.choose(rule, how.form, k.shape[1]))
     with _plain_mode(q):
         dtype = inputs.computation_dtype(q, k, v, *gates.values(), *state.weights.values())
         tokens = Tokens(q, k, v, inputs.filled_in(rule, gates, k, v))
@@ -138,13 +161,10 @@ def _memorize(
         inputs.check_widths(rule, state, tokens.k.shape[-1], tokens.v.shape[-1])
         steps_mask, steps_ids = (x if x is None else x.repeat_interleave(rule.steps, 1) for x in (mask, segment_ids))
 
-        def run(tokens: Tokens, mask: Tensor | None, state: MemoryState) -> tuple[Tensor, MemoryState]:
-            return _piece(rule, tokens, state, mask, chosen, block_size, watch)
-
         if steps_ids is None:
-            y, state = run(tokens, steps_mask, state)
+            y, state = _piece(rule, how, tokens, state, steps_mask, watch)
         else:
-            y, state = _documents(run, rule, tokens, steps_mask, steps_ids, state)
+            y, state = _documents(rule, how, tokens, state, steps_mask, steps_ids, watch)
         return blank(_at_queries(rule, y), mask).to(v.dtype), state
 
 
@@ -154,50 +174,35 @@ def _at_queries(rule: Rule, y: Tensor) -> Tensor:
 
 
 def _documents(
-    run: Callable[[Tokens, Tensor | None, MemoryState], tuple[Tensor, MemoryState]],
     rule: Rule,
+    how: How,
     tokens: Tokens,
+    state: MemoryState,
     mask: Tensor | None,
     segment_ids: Tensor,
-    state: MemoryState,
+    watch: Watch | None,
 ) -> tuple[Tensor, MemoryState]:
     found = pieces(mask, segment_ids, state.segment)
     nothing, *parts = cut(tokens, [0, *(piece.stop - piece.start for piece in found)])
-    outputs = [run(nothing, None, state)[0]]  # so that no tokens at all give an output of the right shape
+    outputs = [nothing.v]  # so that no tokens at all give an output of the right shape
     for piece, part in zip(found, parts, strict=True):
         state = state if piece.resets is None else state.reset(piece.resets, rule)
-        y, state = run(part, None if mask is None else mask[:, piece.start : piece.stop], state)
+        y, state = _piece(rule, how, part, state, None if mask is None else mask[:, piece.start : piece.stop], watch)
         state = replace(state, segment=piece.segment)
         outputs.append(y)
     return torch.cat(outputs, 1), state
 
 
 def _piece(
-    rule: Rule,
-    tokens: Tokens,
-    state: MemoryState,
-    mask: Tensor | None,
-    form: str,
-    block_size: int,
-    watch: Watch | None,
+    rule: Rule, how: How, tokens: Tokens, state: MemoryState, mask: Tensor | None, watch: Watch | None
 ) -> tuple[Tensor, MemoryState]:
-    """Tokens of one document a row, in the chosen form."""
+    """Tokens of one document a row."""
     length, heads = tokens.k.shape[1:3]
     rows = to_rows(state, tokens.k.dtype)
-    tokens = map_tensors(_flat, tokens)
-    offset, row_mask = per_row(state.offset, heads), None if mask is None else per_row(mask, heads)
+    row_mask = None if mask is None else per_row(mask, heads)
     seen: Watch | None = None if watch is None else []
-    if form == "scan":
-        y, rows = scan(rule, tokens, rows, row_mask, offset, seen)
-    else:
-        if rule.sees_weights:
-            layout = lay_out(rule.period, row_mask, offset, state.phase, length, block_size)
-        else:
-            layout = without_periods(row_mask, length, block_size)
-        placed = map_tensors(layout.to_slots, tokens)
-        y, rows = dual(rule, placed, rows, layout.blocks, layout.valid, seen)
-        y = layout.to_tokens(y)
-        seen = seen and [tuple(layout.to_tokens(torch.cat(x, 1)) for x in zip(*seen, strict=True))]  # type: ignore[assignment]
+    flat, offset = map_tensors(_flat, tokens), per_row(state.offset, heads)
+    y, rows = run(rule, how, flat, rows, row_mask, offset, state.phase, seen)
     if watch is not None and seen:
         watch.extend(map_tensors(lambda x: _unflat(x, heads), tuple(seen)))
     valid = length if mask is None else mask.sum(1)

@@ -3,53 +3,116 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Literal
 
-from memkit.registry import nearest
-from memkit.rule import Rule
+import torch
 
-Form = Literal["auto", "scan", "dual"]
-FORMS = ("auto", "scan", "dual")
+from memkit.registry import nearest
+from memkit.rule import Rule, at_weights, identity
+
+Form = Literal["auto", "scan", "dual", "solve", "iterate", "write"]
+FORMS = ("auto", "scan", "dual", "solve", "iterate", "write")
 SEQUENTIAL_LIMIT = 1024
 """Tokens above which `auto` says once that a rule runs one token at a time."""
 
 _warned: set[str] = set()
 
 
-def obstacles(rule: Rule) -> list[str]:
-    """What keeps a rule from the dual form; empty when nothing does."""
+def _not_linear(rule: Rule) -> list[str]:
+    """What keeps a rule from every form that unrolls its update with scalars."""
     found = []
     for part, kind in ((rule.optimizer, "optimizer"), (rule.retention, "retention")):
         if not part.linear:
             found.append(f"its {kind} {part.name!r} is not linear in the gradient")
     if rule.update_every > 1:
         found.append(f"it writes once every {rule.update_every} tokens")
-    channels = [gate.name for gate in rule.gates.values() if gate.per != "head"]
+    channels = [gate.name for gate in rule.weight_gates if gate.per == "value"]
     if channels:
-        found.append(f"its gates {channels} are per channel, not per head")
+        found.append(f"its gates {channels} are per value channel")
     return found
+
+
+def _moving_weights(rule: Rule) -> list[str]:
+    """What keeps a rule from the forms whose gradients see weights that move inside of a block."""
+    found = _not_linear(rule)
+    if rule.effective is not identity:
+        found.append("its effective weights are not linear in the raw ones")
+    if rule.window > 1:
+        found.append(f"each write uses {rule.window} gradients at weights of its own")
+    return found
+
+
+def _not_solvable(rule: Rule) -> list[str]:
+    found = _moving_weights(rule)
+    if not rule.memory.linear:
+        found.append("its memory is not a single matrix")
+    if not (rule.objective.quadratic or rule.objective.linear):
+        found.append(f"the gradient of its objective {rule.objective.name!r} is not linear in the prediction")
+    if rule.sees_weights and rule.mini_batch > 1:
+        found.append(f"its gradients see the weights of every {rule.mini_batch}th token only")
+    if rule.surprise_limit is not None:
+        found.append("its surprise_limit is not linear")
+    return found
+
+
+def _not_iterable(rule: Rule) -> list[str]:
+    return _moving_weights(rule) + ([] if rule.sees_weights else ["its gradient does not see the weights"])
+
+
+def _not_a_write(rule: Rule) -> list[str]:
+    found = [] if rule.update_every > 1 else ["it writes at every token"]
+    if rule.point is not at_weights:
+        found.append("its gradient point changes from token to token")
+    return found
+
+
+OBSTACLES: dict[str, Callable[[Rule], list[str]]] = {
+    "scan": lambda rule: [],
+    "dual": _not_linear,
+    "solve": _not_solvable,
+    "iterate": _not_iterable,
+    "write": _not_a_write,
+}
+"""What stands in the way of each form; an empty list where nothing does."""
+
+
+def fastest(rule: Rule) -> str:
+    """The fastest form that is exact for a rule."""
+    if not _not_a_write(rule):
+        return "write"
+    if not _not_solvable(rule):
+        return "solve"
+    if _not_linear(rule):
+        return "scan"
+    online = rule.sees_weights and rule.mini_batch == 1
+    # Compiled code cannot look whether rounds settle.
+    return "iterate" if online and not _moving_weights(rule) and not torch.compiler.is_compiling() else "dual"
 
 
 def choose(rule: Rule, form: str, tokens: int) -> str:
     """Return the form that will run; `ValueError` for one that is unknown or not exact for this rule."""
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}. {nearest(form, FORMS)}")
-    found = obstacles(rule)
-    if form == "dual" and found:
-        raise ValueError(
-            f"rule {rule.name!r} has no dual form: {'; '.join(found)}. Use form='auto', which runs it token by token."
-        )
-    if form == "auto":
-        form = "scan" if found else "dual"
-        if tokens > SEQUENTIAL_LIMIT and one_by_one(rule) and rule.name not in _warned:
-            _warned.add(rule.name)
-            warnings.warn(f"{tokens} tokens of rule {rule.name!r} run one by one: {explain(rule)}", stacklevel=4)
+    if form != "auto":
+        found = OBSTACLES[form](rule)
+        if found:
+            raise ValueError(
+                f"rule {rule.name!r} has no {form} form: {'; '.join(found)}. Use form='auto', which takes the form "
+                f"{fastest(rule)!r}."
+            )
+        return form
+    form = fastest(rule)
+    if tokens > SEQUENTIAL_LIMIT and one_by_one(rule) and rule.name not in _warned:
+        _warned.add(rule.name)
+        warnings.warn(f"{tokens} tokens of rule {rule.name!r} run one by one: {explain(rule)}", stacklevel=4)
     return form
 
 
 def one_by_one(rule: Rule) -> bool:
-    """Whether every form of this rule runs Python per token."""
-    return bool(obstacles(rule)) or (rule.sees_weights and rule.mini_batch == 1)
+    """Whether the fastest form of this rule runs Python per token."""
+    form = fastest(rule)
+    return form == "scan" or (form == "dual" and rule.sees_weights and rule.mini_batch == 1)
 
 
 def explain(rule: Rule) -> str:
@@ -57,21 +120,58 @@ def explain(rule: Rule) -> str:
 
     The first word is the form.
     """
-    found = obstacles(rule)
-    if found:
-        text = f"scan: token by token, because {'; '.join(found)}."
-    elif not rule.sees_weights:
-        text = "dual: its gradient does not see the weights, so blocks of any size run at once."
-    elif rule.mini_batch == 1:
-        text = (
-            "dual: one token at a time, because mini_batch=1 updates the weights that the next gradient sees at "
-            "every token. A larger mini_batch is parallel, and another rule."
-        )
-    else:
-        text = (
-            f"dual: every mini-batch of {rule.mini_batch} tokens runs at once, because its gradients see the same "
-            "weights. A larger mini_batch is faster, and another rule."
-        )
+    text = _REASONS[fastest(rule)](rule)
     if rule.surprise_limit is not None:
         text += f" Departure from the paper: each token's gradient norm is limited to {rule.surprise_limit:g}."
     return text
+
+
+def _why_scan(rule: Rule) -> str:
+    obstacles = _not_linear(rule)
+    if rule.update_every > 1:
+        obstacles += _not_a_write(rule)
+    remedy = ""
+    if not rule.optimizer.linear and rule.update_every == 1:
+        remedy = " With update_every=n it would write once every n tokens, in parallel: another rule."
+    return f"scan: token by token, because {'; '.join(obstacles)}.{remedy}"
+
+
+def _why_dual(rule: Rule) -> str:
+    if not rule.sees_weights:
+        return "dual: its gradient does not see the weights, so blocks of any size run at once."
+    if rule.mini_batch == 1:
+        obstacles = "; ".join(_moving_weights(rule)) or "compiled code cannot look whether rounds of 'iterate' settle"
+        return (
+            "dual: one token at a time, because mini_batch=1 updates the weights that the next gradient sees at "
+            f"every token, and {obstacles}. A larger mini_batch is parallel, and another rule."
+        )
+    return (
+        f"dual: every mini-batch of {rule.mini_batch} tokens runs at once, because its gradients see the same "
+        "weights. A larger mini_batch is faster, and another rule."
+    )
+
+
+def _why_solve(rule: Rule) -> str:
+    if not rule.sees_weights:
+        return "solve: its gradient does not see the weights, so all blocks run at once."
+    return "solve: exact online gradients of a matrix, as one triangular system a block; all blocks at once."
+
+
+def _why_iterate(rule: Rule) -> str:
+    return (
+        "iterate: exact online gradients of a deep memory, a block at once by rounds that settle; where they do not, "
+        "the block is halved, down to one token. A larger mini_batch needs no rounds, and is another rule."
+    )
+
+
+def _why_write(rule: Rule) -> str:
+    return f"write: one dense gradient every {rule.update_every} tokens; its tokens run at once."
+
+
+_REASONS: dict[str, Callable[[Rule], str]] = {
+    "scan": _why_scan,
+    "dual": _why_dual,
+    "solve": _why_solve,
+    "iterate": _why_iterate,
+    "write": _why_write,
+}

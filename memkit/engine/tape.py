@@ -7,12 +7,13 @@ objective and any depth, and its squared norm is |a_s|^2 |r_s|^2.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from memkit.rule import Gates, Rule
+from memkit.rule import Gates, Linear, Rule
 from memkit.state import Tree, map_tensors, tensors
 
 
@@ -30,32 +31,50 @@ def record(
     k: Tensor,
     v: Tensor,
     gates: Gates,
-    anchor: dict[str, Tensor],
+    weights: dict[str, Tensor],
     constants: dict[str, Tensor],
     *,
     surprise: bool = False,
 ) -> Tape:
-    """Write k `[N, S, K]` -> v `[N, S, V]` at the weights `anchor`; `surprise` asks for gradient norms.
+    """Write k `[N, S, K]` -> v `[N, S, V]`, all tokens at the same weights; `surprise` asks for gradient norms.
 
     Raises `ValueError` when the memory does not use each of its weights exactly once.
     """
-    graph = graph_wanted((k, v, dict(gates), anchor, constants))
+    graph = graph_wanted((k, v, dict(gates), weights, constants))
     if not graph:
-        k, v, gates, anchor, constants = map_tensors(Tensor.detach, (k, v, dict(gates), anchor, constants))
+        k, v, gates, weights, constants = map_tensors(Tensor.detach, (k, v, dict(gates), weights, constants))
+    return record_through(
+        rule, k, v, gates, lambda name, x: x @ weights[name], weights.keys(), constants, graph=graph, surprise=surprise
+    )
+
+
+def record_through(
+    rule: Rule,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    apply: Linear,
+    names: Collection[str],
+    constants: dict[str, Tensor],
+    *,
+    graph: bool,
+    surprise: bool = False,
+) -> Tape:
+    """The same through any `apply(name, x)` that says what x meets at each token; `graph`: the errors keep theirs."""
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
     def linear(name: str, x: Tensor) -> Tensor:
         if name in inputs:
             raise ValueError(f"rule {rule.name!r}: its memory uses the weight {name!r} twice; each is used once.")
-        out = x @ anchor[name]
+        out = apply(name, x)
         inputs[name], outputs[name] = x, out if out.requires_grad else out.requires_grad_()
         return outputs[name]
 
     with torch.enable_grad():
         loss = rule.objective.loss(rule.memory.forward(linear, k, constants), v, gates)
-        if outputs.keys() != anchor.keys():
-            unused = sorted(anchor.keys() - outputs.keys())
+        if outputs.keys() != set(names):
+            unused = sorted(set(names) - outputs.keys())
             raise ValueError(f"rule {rule.name!r}: its memory never uses the weights {unused}; each is used once.")
         found = torch.autograd.grad(loss.sum(), list(outputs.values()), create_graph=graph, materialize_grads=True)
     errors = dict(zip(outputs, found, strict=True))

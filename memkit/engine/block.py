@@ -1,0 +1,68 @@
+"""What the coefficients of a block mean for its matrices: reading through them, and folding them into the state.
+
+Weight and slots of a matrix lie below each other, `[N, n * in, out]`: one product reads them all. A block's
+writes are never formed: write s is a_s^T r_s, from its inputs a `[N, S, in]` and errors r `[N, S, out]`.
+With gates per key channel the coefficients have an axis `K`, `[N, K, ...]`, which is the matrix's `in`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from memkit.engine.coefficients import Effect
+from memkit.engine.memory_state import Rows, Weights
+
+
+def stacked(rows: Rows) -> Weights:
+    """Weight and slots of every matrix as one carry."""
+    return {name: torch.cat([weight, *rows.slots[name]], 1) for name, weight in rows.weights.items()}
+
+
+def parts(carry: Weights, rows: Rows) -> dict[str, tuple[Tensor, ...]]:
+    """Views of weight and slots in the carry."""
+    return {name: x.split(rows.weights[name].shape[1], 1) for name, x in carry.items()}
+
+
+def unstacked(carry: Weights, rows: Rows) -> tuple[Weights, dict[str, tuple[Tensor, ...]]]:
+    """The weights and the slots in the carry."""
+    split = parts(carry, rows)
+    return {name: p[0] for name, p in split.items()}, {name: tuple(p[1:]) for name, p in split.items()}
+
+
+def mixed(carry: Tensor, x: Tensor) -> Tensor:
+    """x `[N, T, in]` as it meets the carry, `[N, T, n * in]`; carry: the effect `[N, (K,) T, n]`."""
+    by_token = carry.unsqueeze(2) if carry.dim() == 3 else carry.transpose(1, 2)  # [N, T, 1 or K, n]
+    return torch.cat([p * x for p in by_token.unbind(-1)], -1)
+
+
+def scores(write: Tensor, x: Tensor, a: Tensor) -> Tensor:
+    """How much x_t hears of write s, `[N, T, S]`; write: the effect `[N, (K,) T, S]`."""
+    if write.dim() == 3:
+        return (x @ a.mT) * write
+    return torch.einsum("ntk,nkts,nsk->nts", x, write, a)
+
+
+def read(effect: Effect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> Tensor:
+    """x_t times the matrix that token t sees: P (x Z) + ((x a^T) * C) r, `[N, T, out]`."""
+    return torch.baddbmm(mixed(effect.carry, x) @ carry, scores(effect.write, x, a), r)
+
+
+def written(last_write: Tensor, a: Tensor) -> Tensor:
+    """Inputs `[N, S, in]` as they enter what the block leaves behind, `[N, S, m * in]`; last_write `[N, (K,) S, m]`."""
+    return mixed(last_write, a)
+
+
+def kept(last_carry: Tensor, carry: Tensor) -> Tensor:
+    """What is left of the carry, `[N, m * in, out]`; last_carry `[N, (K,) m, n]`."""
+    m, n = last_carry.shape[-2:]
+    split = carry.unflatten(1, (n, -1))  # [N, n, in, out]
+    if last_carry.dim() == 3:
+        return (last_carry @ split.flatten(2)).view(carry.shape[0], m * split.shape[2], -1)
+    by_key = last_carry @ split.transpose(1, 2)  # [N, K, m, out]
+    return by_key.transpose(1, 2).flatten(1, 2)
+
+
+def fold(last_carry: Tensor, last_write: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> Tensor:
+    """What m numbers an entry are after the block, `[N, m * in, out]`: (weight, slots), or some sum of them."""
+    return torch.baddbmm(kept(last_carry, carry), written(last_write, a).mT, r)

@@ -1,0 +1,206 @@
+"""The iterate form: exact online learning of deep memories, parallel over a block by a fixed point.
+
+A token's gradient is taken at weights that hold the block's earlier writes. So the write pass runs under the
+read meaning of `linear`, with the effects up to each token's gradient point and the round before's inputs a
+and errors r as constants; autograd through it gives exactly the gradients at weights that vary in time:
+
+    (a, r) <- tape of linear(x) = P (x Z) + ((x a^T) * C) r
+
+C is strictly triangular, so round n is exact for the first n + 1 gradient points of a block, and the answer
+exact to rounding after as many rounds as there are points, in practice far sooner. Where steps are large the
+rounds overshoot before they become exact; a block whose rounds do not come closer is halved, down to one
+gradient point, where there is nothing to find.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from memkit.engine import coefficients
+from memkit.engine.block import fold, mixed, read, stacked, unstacked
+from memkit.engine.coefficients import Coefficients, Effect, Steps
+from memkit.engine.dual import after, begin, observe_block, of_blocks, reader
+from memkit.engine.memory_state import Rows, Weights, cut
+from memkit.engine.scan import Watch
+from memkit.engine.tape import Tape, graph_wanted, record, record_through
+from memkit.layout import Block
+from memkit.rule import Rule, Tokens
+from memkit.state import map_tensors
+
+PATIENCE = 2
+"""Rounds in a row that may come no closer before a block is halved."""
+
+
+class Rounds(NamedTuple):
+    """When to stop: after `most` rounds, unlooked; or, where that is None, at a change of `tolerance` of the largest
+    number (None: what rounding leaves undecided)."""
+
+    most: int | None = None
+    tolerance: float | None = None
+
+
+class _Piece(NamedTuple):
+    """Tokens start..stop of the call, whole mini-batches unless at its ends, and what they do."""
+
+    block: Block
+    tokens: Tokens
+    steps: Steps
+    own: Coefficients
+
+
+def iterate(
+    rule: Rule,
+    tokens: Tokens,
+    rows: Rows,
+    blocks: list[Block],
+    valid: Tensor | None,
+    rounds: Rounds,
+    watch: Watch | None = None,
+) -> tuple[Tensor, Rows]:
+    """Run tokens (q, k, v `[N, L, ...]`, gates `[N, L]`) from `rows`, block by block.
+
+    Blocks and `valid` `[N, L]` come from a layout whose blocks hold several mini-batches, but for a first one that
+    may start inside of one. `watch` receives (loss, surprise) `[N, .]` of every block.
+    """
+    outputs = [tokens.v[:, :0]]
+    carry, anchor = stacked(rows), dict(rows.anchor)
+    lengths = [block.stop - block.start for block in blocks]
+    steps = coefficients.probe(rule, tokens, valid)
+    queue = deque(map(_Piece, blocks, cut(tokens, lengths), steps.cut(lengths), of_blocks(steps, lengths, point=True)))
+    while queue:
+        piece = queue.popleft()
+        block, here, own = piece.block, piece.tokens, piece.own
+        size = block.stop - block.start
+        there = None if valid is None else valid[:, block.start : block.stop]
+        if size <= rule.mini_batch:  # one gradient point: what the dual form does
+            anchor = begin(rule, block, carry, anchor, rows, here.gates)
+            tape = record(rule, here.k, here.v, here.gates, anchor, rows.constants, surprise=watch is not None)
+        else:
+            seen = _at_points(own, rule.mini_batch)
+            tape = _settle(rule, here, seen, carry, rows, rounds, surprise=watch is not None)
+            if tape is None:
+                queue.extendleft(reversed(_halves(rule, piece, there)))
+                continue
+            anchor = _last_points(seen, carry, tape, there, anchor) if rows.anchor else {}
+        observe_block(watch, tape, size)
+        outputs.append(rule.memory.forward(reader(rule, carry, own, tape), here.q, rows.constants))
+        carry = after(carry, own, tape)
+    weights, slots = unstacked(carry, rows)
+    anchor = {name: anchor[name] for name in rows.anchor}
+    return torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots, anchor=anchor)
+
+
+def _at_points(own: Coefficients, mini_batch: int) -> Effect:
+    """The effects on what each token's gradient sees: those at the first token of its mini-batch."""
+    if own.point is None:
+        raise RuntimeError("coefficients were unrolled without the gradient's point.")
+    place = torch.arange(own.point.carry.shape[-2], device=own.point.carry.device)
+    first = place - place % mini_batch
+    return Effect(own.point.carry[:, first], own.point.write[:, first])
+
+
+def _settle(
+    rule: Rule, here: Tokens, seen: Effect, carry: Weights, rows: Rows, rounds: Rounds, *, surprise: bool
+) -> Tape | None:
+    """Inputs and errors at weights that hold the block's own earlier writes; None where rounds do not come closer."""
+    points = -(-here.k.shape[1] // rule.mini_batch)
+    graph = graph_wanted((here, seen, carry, rows.constants))
+    count = rounds.most
+    if count is None:
+        count = _rounds_needed(rule, here, seen, carry, rows, points - 1, rounds.tolerance)
+        if count is None:
+            return None
+    tape = None
+    for n in range(count + 1):
+        tape = _round(rule, here, seen, carry, rows, tape, graph=graph, surprise=surprise and n == count)
+    return tape
+
+
+@torch.no_grad()
+def _rounds_needed(
+    rule: Rule, here: Tokens, seen: Effect, carry: Weights, rows: Rows, exact: int, tolerance: float | None
+) -> int | None:
+    """How many rounds settle the block, `exact` at most; None where they come no closer or overflow."""
+    here, seen, carry = map_tensors(Tensor.detach, (here, seen, carry))
+    rows = replace(rows, constants=map_tensors(Tensor.detach, rows.constants))
+    enough = 64 * torch.finfo(here.k.dtype).eps if tolerance is None else tolerance
+    tape, closest, waited = _round(rule, here, seen, carry, rows, None, graph=False), float("inf"), 0
+    for n in range(1, exact + 1):
+        found = _round(rule, here, seen, carry, rows, tape, graph=False)
+        change = _distance(found, tape)
+        if not change < float("inf"):
+            return None
+        if change <= enough:
+            return n
+        waited = 0 if change < closest else waited + 1
+        if waited >= PATIENCE:
+            return None
+        tape, closest = found, min(change, closest)
+    return exact
+
+
+def _round(
+    rule: Rule,
+    here: Tokens,
+    seen: Effect,
+    carry: Weights,
+    rows: Rows,
+    tape: Tape | None,
+    *,
+    graph: bool,
+    surprise: bool = False,
+) -> Tape:
+    """One round: the tape at weights that hold the writes of the tape before, or none in the first round."""
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        if tape is None:
+            return mixed(seen.carry, x) @ carry[name]
+        return read(seen, x, carry[name], tape.inputs[name], tape.errors[name])
+
+    return record_through(
+        rule, here.k, here.v, here.gates, linear, carry.keys(), rows.constants, graph=graph, surprise=surprise
+    )
+
+
+def _distance(found: Tape, before: Tape) -> float:
+    """The largest change of any input or error, relative to the largest of its kind; infinite if it is no number."""
+    pairs = [
+        (new, old)
+        for after, earlier in ((found.inputs, before.inputs), (found.errors, before.errors))
+        for new, old in zip(after.values(), earlier.values(), strict=True)
+    ]
+    changes = [(new - old).abs().amax() / old.abs().amax().clamp(min=1e-30) for new, old in pairs]
+    return float(torch.stack(changes).amax().nan_to_num(nan=float("inf")))
+
+
+def _last_points(seen: Effect, carry: Weights, tape: Tape, valid: Tensor | None, anchor: Weights) -> Weights:
+    """The weights that the gradients of each row's running mini-batch see, after the block."""
+    rows, length = seen.carry.shape[:2]
+    place = torch.arange(length, device=seen.carry.device)
+    last = place[-1].expand(rows) if valid is None else torch.where(valid, place, 0).amax(1)
+    each = torch.arange(rows, device=place.device)
+    last_carry, last_write = seen.carry[each, last][:, None], seen.write[each, last][..., None]
+    found = {}
+    for name, x in carry.items():
+        found[name] = fold(last_carry, last_write, x, tape.inputs[name], tape.errors[name])
+        if valid is not None:
+            found[name] = torch.where(valid.any(1)[:, None, None], found[name], anchor[name])
+    return found
+
+
+def _halves(rule: Rule, piece: _Piece, valid: Tensor | None) -> list[_Piece]:
+    """The piece as two, cut between mini-batches."""
+    points = -(-piece.tokens.k.shape[1] // rule.mini_batch)
+    size = points // 2 * rule.mini_batch
+    middle = piece.block.start + size
+    begins = True if valid is None else valid[:, size]
+    blocks = [piece.block._replace(stop=middle), piece.block._replace(start=middle, begins=begins)]
+    lengths = [block.stop - block.start for block in blocks]
+    steps = piece.steps.cut(lengths)
+    own = [coefficients.unroll(some, point=True) for some in steps]
+    return list(map(_Piece, blocks, cut(piece.tokens, lengths), steps, own))

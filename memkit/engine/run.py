@@ -1,0 +1,80 @@
+"""One piece of one document a row, run in the chosen form: tokens go to the slots that the form wants, and back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from memkit.engine.dual import dual
+from memkit.engine.iterate import Rounds, iterate
+from memkit.engine.memory_state import Rows
+from memkit.engine.scan import Watch, scan
+from memkit.engine.solve import solve
+from memkit.engine.write import write
+from memkit.layout import Layout, lay_out, without_periods
+from memkit.rule import Rule, Tokens
+from memkit.state import map_tensors
+
+PER_KEY_BLOCK = 16
+"""With gates per key channel coefficients are K times as many, and blocks so much shorter."""
+ITERATE_BLOCK = 16
+"""Gradient points that rounds settle together: more of them need more rounds."""
+
+
+class How(NamedTuple):
+    """The form, how many tokens it takes at once at most, and when `iterate` stops."""
+
+    form: str
+    block_size: int
+    rounds: Rounds = Rounds()
+
+
+def run(
+    rule: Rule,
+    how: How,
+    tokens: Tokens,
+    rows: Rows,
+    mask: Tensor | None,
+    offset: Tensor,
+    phase: int | None,
+    watch: Watch | None,
+) -> tuple[Tensor, Rows]:
+    """Run tokens (q, k, v `[N, T, ...]`, gates `[N, T, ...]`) from `rows`.
+
+    mask `[N, T]`; offset `[N]` and phase as in a state. `watch` receives (loss, surprise) `[N, .]` in order.
+    """
+    size = how.block_size
+    if any(gate.per == "key" for gate in rule.weight_gates):
+        size = min(size, PER_KEY_BLOCK)
+    if how.form == "scan":
+        return scan(rule, tokens, rows, mask, offset, watch)
+    if how.form == "solve":
+        return solve(rule, tokens, rows, mask, size, watch)
+    layout = _layout(rule, how.form, mask, offset, phase, tokens.k.shape[1], size)
+    placed = map_tensors(layout.to_slots, tokens)
+    seen: Watch | None = None if watch is None else []
+    if how.form == "dual":
+        y, rows = dual(rule, placed, rows, layout.blocks, layout.valid, seen)
+    elif how.form == "write":
+        y, rows = write(rule, placed, rows, layout.blocks, layout.valid, seen)
+    else:
+        y, rows = iterate(rule, placed, rows, layout.blocks, layout.valid, how.rounds, seen)
+    if watch is not None and seen:
+        loss, surprise = (layout.to_tokens(torch.cat(x, 1)) for x in zip(*seen, strict=True))
+        watch.append((loss, surprise))
+    return layout.to_tokens(y), rows
+
+
+def _layout(
+    rule: Rule, form: str, mask: Tensor | None, offset: Tensor, phase: int | None, tokens: int, size: int
+) -> Layout:
+    if form == "write":  # a write's tokens all see the same weights: as many at once as there are
+        return lay_out(rule.period, mask, offset, phase, tokens, rule.period)
+    if not rule.sees_weights:
+        return without_periods(mask, tokens, size)
+    if form == "iterate":
+        size = min(size, ITERATE_BLOCK * rule.mini_batch)
+        return lay_out(rule.period, mask, offset, phase, tokens, size, across=True)
+    return lay_out(rule.period, mask, offset, phase, tokens, size)

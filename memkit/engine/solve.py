@@ -1,0 +1,133 @@
+"""The solve form: exact online gradients of a matrix memory, all blocks of a call at once.
+
+Where the error is affine in what the memory said, r_t = h_t (k_t W_t) + r0_t, and W_t is a sum over what is
+carried and the block's earlier writes, the errors of a block solve a triangular system (the UT transform of
+the delta-rule papers, for any linear update):
+
+    (I - h * (K K^T * C)) R = h * P (K Z) + r0
+
+Its matrix does not depend on the weights. So everything but R = R_0 + R_1 Z and the fold into the next carry Z
+is computed for all blocks at once, before and after the one short loop over blocks. A loss that is linear in
+the prediction has h = 0, and nothing to solve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from memkit.engine import coefficients
+from memkit.engine.block import kept, mixed, read, scores, stacked, unstacked, written
+from memkit.engine.coefficients import Coefficients, Effect, Steps
+from memkit.engine.memory_state import Rows, cut
+from memkit.engine.scan import Watch
+from memkit.engine.tape import graph_wanted
+from memkit.rule import Rule, Tokens
+
+
+def solve(
+    rule: Rule, tokens: Tokens, rows: Rows, valid: Tensor | None, block_size: int, watch: Watch | None = None
+) -> tuple[Tensor, Rows]:
+    """Run tokens (q, k, v `[N, T, ...]`, gates `[N, T, ...]`) from `rows`; those exist that `valid` `[N, T]` marks.
+
+    `watch` receives (loss, surprise) `[N, .]` of all tokens.
+    """
+    (name,) = rows.weights
+    carry = stacked(rows)[name]
+    steps = coefficients.probe(rule, tokens, valid)
+    outputs = [tokens.v[:, :0]]
+    length = tokens.k.shape[1]
+    size = min(block_size, max(length, 1))
+    lengths = [length // size * size, length % size]
+    for part, some in zip(cut(tokens, lengths), steps.cut(lengths), strict=True):
+        if part.k.shape[1]:
+            shape = (max(part.k.shape[1] // size, 1), min(size, part.k.shape[1]))
+            y, carry = _blocks(rule, part, some, shape, carry, watch)
+            outputs.append(y)
+    weights, slots = unstacked({name: carry}, rows)
+    return torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots)
+
+
+class _Errors(NamedTuple):
+    """The errors of blocks as a function of their carry: R = fixed + by_carry Z; by_carry is None where h is 0."""
+
+    fixed: Tensor
+    by_carry: Tensor | None
+
+
+def _blocks(
+    rule: Rule, tokens: Tokens, steps: Steps, shape: tuple[int, int], carry: Tensor, watch: Watch | None
+) -> tuple[Tensor, Tensor]:
+    """Run (how many, how long) blocks: the system of all, the loop, the reading of all."""
+    rows, count = tokens.k.shape[0], shape[0]
+    own = _batched(coefficients.unroll(steps.blocks(*shape), point=True))
+    here = _blocks_as_rows(tokens, shape)
+    errors = _errors(rule, here, own)
+    # The loop: what each block is handed, and its errors.
+    add = written(own.last_write, here.k).mT
+    past, found = [], []
+    apart = [x.unflatten(0, (rows, count)).unbind(1) for x in (add, own.last_carry, errors.fixed)]
+    by_carry = None if errors.by_carry is None else errors.by_carry.unflatten(0, (rows, count)).unbind(1)
+    for j, (write, keep, r) in enumerate(zip(*apart, strict=True)):
+        past.append(carry)
+        found.append(r if by_carry is None else torch.baddbmm(r, by_carry[j], carry))
+        carry = torch.baddbmm(kept(keep, carry), write, found[-1])
+    z, r = (torch.stack(x, 1).flatten(0, 1) for x in (past, found))
+    seen = own.weight if rule.read == "after" else coefficients.before(own.weight)
+    y = rule.memory.forward(lambda name, x: read(seen, x, z, here.k, r), here.q, {})
+    if watch is not None:
+        watch.append(_met(rule, here, own, z, r, rows))
+    return y.unflatten(0, (rows, count)).flatten(1, 2), carry
+
+
+def _errors(rule: Rule, here: Tokens, own: Coefficients) -> _Errors:
+    """Solve the triangular systems of blocks `[N, L, ...]` for any carry."""
+    fixed, slope = _affine(rule, here)
+    if rule.objective.linear or own.point is None:
+        return _Errors(fixed, None)
+    system = -slope * scores(own.point.write, here.k, here.k)  # strictly lower; the diagonal of 1 is implied
+    sides = torch.cat([slope * mixed(own.point.carry, here.k), fixed], -1)
+    solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
+    by_carry, fixed = solved.split([solved.shape[-1] - fixed.shape[-1], fixed.shape[-1]], -1)
+    return _Errors(fixed, by_carry)
+
+
+def _affine(rule: Rule, here: Tokens) -> tuple[Tensor, Tensor]:
+    """The error at a prediction of 0, `[N, L, V]`, and how it grows with the prediction, `[N, L, 1]`."""
+    graph = graph_wanted((here.v, here.gates))
+    with torch.enable_grad():
+        found = []
+        for value in (0.0, 1.0):
+            prediction = torch.full_like(here.v, value).requires_grad_()
+            loss = rule.objective.loss(prediction, here.v, here.gates).sum()
+            found += torch.autograd.grad(loss, prediction, create_graph=graph, materialize_grads=True)
+    at_zero, at_one = found if graph else (x.detach() for x in found)
+    return at_zero, (at_one - at_zero)[..., :1]
+
+
+def _met(rule: Rule, here: Tokens, own: Coefficients, z: Tensor, r: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Loss and surprise of every token at the weights that its gradient saw."""
+    seen = own.point or coefficients.before(own.weight)
+    loss = rule.objective.loss(read(seen, here.k, z, here.k, r), here.v, here.gates)
+    surprise = here.k.norm(dim=-1) * r.norm(dim=-1)
+    loss, surprise = (x.detach().unflatten(0, (rows, -1)).flatten(1, 2) for x in (loss, surprise))
+    return loss, surprise
+
+
+def _blocks_as_rows(tokens: Tokens, shape: tuple[int, int]) -> Tokens:
+    """Tokens `[N, L, ...]` as `[N * how many, how long, ...]`."""
+    q, k, v = (x.unflatten(1, shape).flatten(0, 1) for x in tokens[:3])
+    return Tokens(q, k, v, {name: gate.unflatten(1, shape).flatten(0, 1) for name, gate in tokens.gates.items()})
+
+
+def _batched(own: Coefficients) -> Coefficients:
+    """Coefficients `[N, (K,) blocks, ., .]` as `[N * blocks, (K,) ., .]`."""
+
+    def batched(x: Tensor) -> Tensor:
+        return x.movedim(-3, 1).flatten(0, 1)
+
+    point = None if own.point is None else Effect(*map(batched, own.point))
+    return Coefficients(Effect(*map(batched, own.weight)), point, batched(own.last_carry), batched(own.last_write))
