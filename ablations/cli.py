@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from ablations.bench import print_benchmark, run_shown
 from ablations.display import Display
 from ablations.grid import changed, read_grid
 from ablations.listing import print_component, print_kind, print_kinds
@@ -165,6 +167,27 @@ def generate(
     made = continue_text(folder, prompt, tokens, temperature, seed)
     sys.stdout.buffer.write(made.encode() + b"\n")  # bytes: a terminal of another encoding must not fail
     sys.stdout.buffer.flush()
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="See `memkit list benchmark`.")] = "rules",
+    folder: Out = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; as many as there are cores.")] = None,
+) -> None:
+    """Time things against each other on this machine, and keep the figures as Markdown and JSON.
+
+    Examples:
+
+    - `memkit bench rules`
+    - `memkit bench rounds --out runs/bench`
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    found = run_shown(name, _err())
+    paths = found.write(folder or Path("runs") / "bench", name)
+    print_benchmark(found, _out())
+    _tell(f"Saved: {paths[0]}, {paths[1]}")
 
 
 def _out() -> Console:

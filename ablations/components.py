@@ -1,8 +1,9 @@
-"""What this storey adds to the registry: importing this module registers the tasks and the shipped grids."""
+"""What this storey adds to the registry: importing this module registers tasks, shipped grids and benchmarks."""
 
+from ablations.bench import rounds, rules
 from ablations.grid import register_shipped
 from ablations.tasks import recall, text
 
 register_shipped()
 
-__all__ = ["recall", "text"]
+__all__ = ["recall", "rounds", "rules", "text"]

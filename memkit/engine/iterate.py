@@ -108,13 +108,12 @@ def _settle(
     rule: Rule, here: Tokens, seen: Effect, carry: Weights, rows: Rows, rounds: Rounds, *, surprise: bool
 ) -> Tape | None:
     """Inputs and errors at weights that hold the block's own earlier writes; None where rounds do not come closer."""
-    points = -(-here.k.shape[1] // rule.mini_batch)
-    graph = graph_wanted((here, seen, carry, rows.constants))
-    count = rounds.most
+    graph, count = graph_wanted((here, seen, carry, rows.constants)), rounds.most
     if count is None:
-        count = _rounds_needed(rule, here, seen, carry, rows, points - 1, rounds.tolerance)
-        if count is None:
-            return None
+        found = _settled(rule, here, seen, carry, rows, rounds.tolerance, surprise=surprise)
+        if found is None or not graph:
+            return None if found is None else found[1]
+        count = found[0]  # the same rounds again, with a graph
     tape = None
     for n in range(count + 1):
         tape = _round(rule, here, seen, carry, rows, tape, graph=graph, surprise=surprise and n == count)
@@ -122,26 +121,27 @@ def _settle(
 
 
 @torch.no_grad()
-def _rounds_needed(
-    rule: Rule, here: Tokens, seen: Effect, carry: Weights, rows: Rows, exact: int, tolerance: float | None
-) -> int | None:
-    """How many rounds settle the block, `exact` at most; None where they come no closer or overflow."""
+def _settled(
+    rule: Rule, here: Tokens, seen: Effect, carry: Weights, rows: Rows, tolerance: float | None, *, surprise: bool
+) -> tuple[int, Tape] | None:
+    """How many rounds settle the block, and the last one's tape; None where they come no closer or overflow."""
     here, seen, carry = map_tensors(Tensor.detach, (here, seen, carry))
     rows = replace(rows, constants=map_tensors(Tensor.detach, rows.constants))
     enough = 64 * torch.finfo(here.k.dtype).eps if tolerance is None else tolerance
+    exact = -(-here.k.shape[1] // rule.mini_batch) - 1
     tape, closest, waited = _round(rule, here, seen, carry, rows, None, graph=False), float("inf"), 0
     for n in range(1, exact + 1):
-        found = _round(rule, here, seen, carry, rows, tape, graph=False)
-        change = _distance(found, tape)
+        found = _round(rule, here, seen, carry, rows, tape, graph=False, surprise=surprise)
+        change, tape = _distance(found, tape), found
         if not change < float("inf"):
             return None
-        if change <= enough:
-            return n
         waited = 0 if change < closest else waited + 1
+        if change <= enough or n == exact:
+            return n, tape
         if waited >= PATIENCE:
             return None
-        tape, closest = found, min(change, closest)
-    return exact
+        closest = min(change, closest)
+    return exact, tape
 
 
 def _round(

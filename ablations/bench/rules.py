@@ -1,0 +1,86 @@
+"""`memkit bench rules`: what each rule costs a token, in the form that `auto` takes, beside a Titans matrix."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+import memkit
+from ablations.bench.base import Benchmark, Tell, benchmark
+from ablations.bench.timing import Times, take_turns
+from memkit.engine.inputs import gate_shape
+from memkit.rule import Rule
+
+TOKENS, HEADS, WIDTH, ROUNDS = 2048, 4, 64, 5
+YARDSTICK = "titans, depth 1"
+
+
+@benchmark("rules")
+def rules(tell: Tell) -> Benchmark:
+    """Time and state of every registered rule, relative to the dual form of `titans` with a matrix a head."""
+    known: dict[str, Rule] = {YARDSTICK: memkit.build("rule", "titans", depth=1)}
+    known |= {name: memkit.build("rule", name) for name in memkit.names("rule")}
+    times: dict[bool, dict[str, Times]] = {}
+    done, total = 0, 2 * (ROUNDS + 1) * len(known)
+    for backward in (False, True):
+
+        def count(name: str) -> None:
+            nonlocal done
+            tell(name, done, total)
+            done += 1
+
+        times[backward] = take_turns({name: call(rule, backward) for name, rule in known.items()}, ROUNDS, count)
+    rows, data = [], {}
+    for name, rule in known.items():
+        form = memkit.explain(rule).partition(":")[0]
+        ratios = [times[backward][name].relative_to(times[backward][YARDSTICK]) for backward in (False, True)]
+        speeds = [TOKENS / times[backward][name].median for backward in (False, True)]
+        state = state_bytes(rule)
+        rows.append((name, form, *map(str, ratios), *(f"{speed:,.0f}" for speed in speeds), f"{state / 1024:.0f}"))
+        data[name] = {
+            "form": form,
+            "forward": vars(ratios[0]),
+            "forward_backward": vars(ratios[1]),
+            "tokens_per_second": speeds,
+            "state_bytes": state,
+        }
+    columns = ("rule", "form", "forward", "forward + backward", "tokens/s", "tokens/s, both", "state, KiB")
+    notes = (
+        f"Time a token in multiples of `titans` with a matrix a head and mini-batches of 16 (median, least and largest "
+        f"of {ROUNDS} rounds in which all rules take turns); T = {TOKENS}, {HEADS} heads of {WIDTH}, one row, float32, "
+        f"{torch.get_num_threads()} thread(s) of {os.cpu_count()} cores, torch {torch.__version__}. "
+        "Rules as they are built by name; state of one row."
+    )
+    return Benchmark("Memory rules", columns, tuple(rows), notes, {"rules": data})
+
+
+def call(rule: Rule, backward: bool) -> Callable[[], None]:
+    """One pass over random tokens with unit keys and gates inside their ranges, small steps."""
+    g = torch.Generator().manual_seed(0)
+    shape = (1, TOKENS, HEADS)
+    q = torch.randn(*shape, WIDTH, generator=g)
+    k, v = (torch.randn(*shape, rule.pairs, WIDTH, generator=g) for _ in range(2))
+    q, k, v = q / q.norm(dim=-1, keepdim=True), (k / k.norm(dim=-1, keepdim=True)).flatten(3), v.flatten(3)
+    small = {"lr": 0.5 / rule.period, "momentum": 0.9, "decay": 0.1}
+    gates = {}
+    for name, gate in rule.gates.items():
+        high = min(gate.high, gate.low + small.get(name, 1.0))
+        gates[name] = gate.low + (high - gate.low) * torch.rand(gate_shape(rule, gate, k, v), generator=g)
+    state = memkit.init_state(rule, batch=1, heads=HEADS, key_dim=WIDTH, value_dim=WIDTH, generator=g)
+    leaves = [q, k, v, *gates.values(), *state.initial.values()]
+
+    def run() -> None:
+        for x in leaves:
+            x.requires_grad_(backward).grad = None
+        y, _ = memkit.memorize(rule, q, k, v, gates, state)
+        if backward:
+            y.square().mean().backward()
+
+    return run
+
+
+def state_bytes(rule: Rule) -> int:
+    """Bytes of the state of one row, with the tensors that it shares with its own beginning counted once each."""
+    return memkit.init_state(rule, batch=1, heads=HEADS, key_dim=WIDTH, value_dim=WIDTH).bytes
