@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from small_memory import TOKENS, Case, titans
+from small_memory import TOKENS, Case, score, titans
 
 from memkit.engine import iterate
-from memkit.state import tensors
+from memkit.state import map_tensors, tensors
+from memkit.testing.outcome import functional
 
 ONLINE = titans(mini_batch=1)
 
@@ -81,3 +83,42 @@ def test_a_tolerance_bounds_the_distance() -> None:
     distances = [(case.memorize(form="iterate", tolerance=t)[0] - exact).abs().max() for t in (1e-2, 1e-4, 1e-8)]
     assert distances[0] > distances[1] > distances[2]
     assert distances[2] < 1e-8 * exact.abs().max()
+
+
+def gradients(case: Case, **given: Any) -> list[torch.Tensor]:
+    leaves = case.leaves()
+    y, state = case.memorize(**given)
+    return list(torch.autograd.grad(functional((y, state.weights, state.slots)), leaves, materialize_grads=True))
+
+
+def test_gradients_are_exact_at_a_saddle_where_values_settle_at_once() -> None:
+    """With weights of zero no write changes anything, so values say nothing of how far gradients have come."""
+
+    def at_zero() -> Case:
+        case = Case(ONLINE)
+        zeros = map_tensors(torch.zeros_like, case.state.weights)
+        case.state = replace(case.state, weights=zeros)
+        return case
+
+    found, expected = gradients(at_zero(), form="iterate"), gradients(at_zero(), form="scan")
+    near(tuple(found), tuple(expected))
+    assert any(x.abs().max() > 1e-3 for x in expected)
+
+
+@pytest.mark.parametrize("rounds", [2, TOKENS - 1])
+def test_fixed_rounds_have_the_gradient_of_what_they_compute(rounds: int) -> None:
+    case = Case(ONLINE)
+    case.k.requires_grad_()
+
+    def run(k: torch.Tensor) -> torch.Tensor:
+        return score(*case.memorize(k=k, form="iterate", rounds=rounds))
+
+    assert torch.autograd.gradcheck(run, (case.k,), eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=True)
+
+
+def test_the_gradient_of_settled_rounds_has_no_gradient_of_its_own() -> None:
+    case = Case(ONLINE)
+    case.k.requires_grad_()
+    (first,) = torch.autograd.grad(score(*case.memorize(form="iterate")), case.k, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()

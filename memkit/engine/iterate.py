@@ -1,15 +1,8 @@
 """The iterate form: exact online learning of deep memories, parallel over a block by a fixed point.
 
-A token's gradient is taken at weights that hold the block's earlier writes. So the write pass runs under the
-read meaning of `linear`, with the effects up to each token's gradient point and the round before's inputs a
-and errors r as constants; autograd through it gives exactly the gradients at weights that vary in time:
-
-    (a, r) <- tape of linear(x) = P (x Z) + ((x a^T) * C) r
-
-C is strictly triangular, so round n is exact for the first n + 1 gradient points of a block, and the answer
-exact to rounding after as many rounds as there are points, in practice far sooner. Where steps are large the
-rounds overshoot before they become exact; a block whose rounds do not come closer is halved, down to one
-gradient point, where there is nothing to find.
+A token's gradient is taken at weights that hold the block's earlier writes, which `rounds` settle. Where steps
+are large the rounds overshoot before they become exact; a block whose rounds do not come closer is halved, down
+to one gradient point, where there is nothing to find.
 """
 
 from __future__ import annotations
@@ -22,26 +15,15 @@ import torch
 from torch import Tensor
 
 from memkit.engine import coefficients
-from memkit.engine.block import fold, mixed, read, stacked, unstacked
+from memkit.engine.block import fold, stacked, unstacked
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.dual import after, begin, observe_block, of_blocks, reader
 from memkit.engine.memory_state import Rows, Weights, cut
+from memkit.engine.rounds import Rounds, settle
 from memkit.engine.scan import Watch
-from memkit.engine.tape import Tape, graph_wanted, record, record_through
+from memkit.engine.tape import Tape, record
 from memkit.layout import Block
 from memkit.rule import Rule, Tokens
-from memkit.state import map_tensors
-
-PATIENCE = 2
-"""Rounds in a row that may come no closer before a block is halved."""
-
-
-class Rounds(NamedTuple):
-    """When to stop: after `most` rounds, unlooked; or, where that is None, at a change of `tolerance` of the largest
-    number (None: what rounding leaves undecided)."""
-
-    most: int | None = None
-    tolerance: float | None = None
 
 
 class _Piece(NamedTuple):
@@ -82,7 +64,7 @@ def iterate(
             tape = record(rule, here.k, here.v, here.gates, anchor, rows.constants, surprise=watch is not None)
         else:
             seen = _at_points(own, rule.mini_batch)
-            tape = _settle(rule, here, seen, carry, rows, rounds, surprise=watch is not None)
+            tape = settle(rule, here, seen, carry, rows, rounds)
             if tape is None:
                 queue.extendleft(reversed(_halves(rule, piece, there)))
                 continue
@@ -102,80 +84,6 @@ def _at_points(own: Coefficients, mini_batch: int) -> Effect:
     place = torch.arange(own.point.carry.shape[-2], device=own.point.carry.device)
     first = place - place % mini_batch
     return Effect(own.point.carry[:, first], own.point.write[:, first])
-
-
-def _settle(
-    rule: Rule, here: Tokens, seen: Effect, carry: Weights, rows: Rows, rounds: Rounds, *, surprise: bool
-) -> Tape | None:
-    """Inputs and errors at weights that hold the block's own earlier writes; None where rounds do not come closer."""
-    graph, count = graph_wanted((here, seen, carry, rows.constants)), rounds.most
-    if count is None:
-        found = _settled(rule, here, seen, carry, rows, rounds.tolerance, surprise=surprise)
-        if found is None or not graph:
-            return None if found is None else found[1]
-        count = found[0]  # the same rounds again, with a graph
-    tape = None
-    for n in range(count + 1):
-        tape = _round(rule, here, seen, carry, rows, tape, graph=graph, surprise=surprise and n == count)
-    return tape
-
-
-@torch.no_grad()
-def _settled(
-    rule: Rule, here: Tokens, seen: Effect, carry: Weights, rows: Rows, tolerance: float | None, *, surprise: bool
-) -> tuple[int, Tape] | None:
-    """How many rounds settle the block, and the last one's tape; None where they come no closer or overflow."""
-    here, seen, carry = map_tensors(Tensor.detach, (here, seen, carry))
-    rows = replace(rows, constants=map_tensors(Tensor.detach, rows.constants))
-    enough = 64 * torch.finfo(here.k.dtype).eps if tolerance is None else tolerance
-    exact = -(-here.k.shape[1] // rule.mini_batch) - 1
-    tape, closest, waited = _round(rule, here, seen, carry, rows, None, graph=False), float("inf"), 0
-    for n in range(1, exact + 1):
-        found = _round(rule, here, seen, carry, rows, tape, graph=False, surprise=surprise)
-        change, tape = _distance(found, tape), found
-        if not change < float("inf"):
-            return None
-        waited = 0 if change < closest else waited + 1
-        if change <= enough or n == exact:
-            return n, tape
-        if waited >= PATIENCE:
-            return None
-        closest = min(change, closest)
-    return exact, tape
-
-
-def _round(
-    rule: Rule,
-    here: Tokens,
-    seen: Effect,
-    carry: Weights,
-    rows: Rows,
-    tape: Tape | None,
-    *,
-    graph: bool,
-    surprise: bool = False,
-) -> Tape:
-    """One round: the tape at weights that hold the writes of the tape before, or none in the first round."""
-
-    def linear(name: str, x: Tensor) -> Tensor:
-        if tape is None:
-            return mixed(seen.carry, x) @ carry[name]
-        return read(seen, x, carry[name], tape.inputs[name], tape.errors[name])
-
-    return record_through(
-        rule, here.k, here.v, here.gates, linear, carry.keys(), rows.constants, graph=graph, surprise=surprise
-    )
-
-
-def _distance(found: Tape, before: Tape) -> float:
-    """The largest change of any input or error, relative to the largest of its kind; infinite if it is no number."""
-    pairs = [
-        (new, old)
-        for after, earlier in ((found.inputs, before.inputs), (found.errors, before.errors))
-        for new, old in zip(after.values(), earlier.values(), strict=True)
-    ]
-    changes = [(new - old).abs().amax() / old.abs().amax().clamp(min=1e-30) for new, old in pairs]
-    return float(torch.stack(changes).amax().nan_to_num(nan=float("inf")))
 
 
 def _last_points(seen: Effect, carry: Weights, tape: Tape, valid: Tensor | None, anchor: Weights) -> Weights:

@@ -13,8 +13,8 @@ from torch import Tensor
 from memkit.checks import in_range, not_negative, positive
 from memkit.documents import pieces
 from memkit.engine import inputs, plan
-from memkit.engine.iterate import Rounds
 from memkit.engine.memory_state import MemoryState, cut, from_rows, per_row, to_rows
+from memkit.engine.rounds import Rounds
 from memkit.engine.run import How, run
 from memkit.engine.scan import Watch
 from memkit.masks import blank

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from memkit.engine.dual import dual
-from memkit.engine.iterate import Rounds, iterate
+from memkit.engine.iterate import iterate
 from memkit.engine.memory_state import Rows
+from memkit.engine.rounds import Rounds
 from memkit.engine.scan import Watch, scan
 from memkit.engine.solve import solve
 from memkit.engine.write import write
