@@ -8,7 +8,7 @@ without knowing what they mean. Integers beside tensors are facts known without 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -101,3 +101,9 @@ def tensors(tree: Tree) -> list[Tensor]:
     found: list[Tensor] = []
     map_tensors(lambda x: (found.append(x), x)[1], tree)
     return found
+
+
+def with_tensors(tree: Tree, values: Iterable[Tensor]) -> Tree:
+    """The tree with these tensors in place of its own, in the order of `tensors`."""
+    rest = iter(values)
+    return map_tensors(lambda _: next(rest), tree)

@@ -14,6 +14,7 @@ from memkit.checks import in_range, not_negative, positive
 from memkit.documents import pieces
 from memkit.engine import inputs, plan
 from memkit.engine.memory_state import MemoryState, cut, from_rows, per_row, to_rows
+from memkit.engine.recompute import in_groups
 from memkit.engine.rounds import Rounds
 from memkit.engine.run import How, run
 from memkit.engine.scan import Watch
@@ -44,6 +45,7 @@ def memorize(
     block_size: int = 64,
     rounds: int | None = None,
     tolerance: float | None = None,
+    recompute: int | None = None,
 ) -> tuple[Tensor, MemoryState]:
     """Write k -> v and read q, token by token in meaning, in blocks in practice.
 
@@ -59,6 +61,10 @@ def memorize(
     rounds, tolerance: when "iterate" stops: after so many rounds, unlooked and exact only for the first `rounds` + 1
     gradient points of a block; or when nothing changes by more than `tolerance` of the largest number (default:
     what rounding leaves undecided, which is exact).
+    recompute: keep for the backward pass what the call was given and the state at every `recompute`th token, and
+    run the tokens between again when gradients arrive: a step takes longer, and its memory grows by no more
+    than inputs and outputs. Gradients of such a call cannot be differentiated again; under `torch.compile` it keeps
+    everything. None keeps everything.
     Returns y `[B, T, H, V]` in v's dtype, 0 at masked tokens, and the state after the last token, in float32 or
     better. Gradients flow to q, k, v, gates and the state. Raises `ValueError` for what does not fit.
     """
@@ -66,7 +72,18 @@ def memorize(
     if rounds is not None or tolerance is not None:
         _check_rounds(form, rounds, tolerance)
     how = How(form, block_size, Rounds(rounds, tolerance))
-    return _memorize(rule, q, k, v, gates, state, mask, segment_ids, how, None)
+
+    def run(given: Tree, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        q, k, v, gates, mask, segment_ids = given
+        return _memorize(rule, q, k, v, gates, state, mask, segment_ids, how, None)
+
+    given = (q, k, v, dict(gates), mask, segment_ids)
+    if recompute is None or torch.compiler.is_compiling():
+        return run(given, state)
+    positive("recompute", recompute)
+    inputs.check(rule, q, k, v, gates, state, mask, segment_ids)
+    plan.choose(rule, form, k.shape[1])  # warn of all tokens, not of the groups
+    return in_groups(run, given, state, recompute) if k.shape[1] else run(given, state)
 
 
 def _check_rounds(form: str, rounds: int | None, tolerance: float | None) -> None:

@@ -26,7 +26,7 @@ from memkit.engine.coefficients import Effect
 from memkit.engine.memory_state import Rows, Weights
 from memkit.engine.tape import Tape, graph_wanted, record_through
 from memkit.rule import Rule, Tokens
-from memkit.state import map_tensors, tensors
+from memkit.state import map_tensors, tensors, with_tensors
 
 PATIENCE = 2
 """Rounds in a row that may come no closer before a block is given up."""
@@ -109,8 +109,7 @@ class _Once(NamedTuple):
 
     def round(self, unknowns: tuple[Tensor, ...], given: list[Tensor]) -> tuple[Tensor, ...]:
         """G(unknowns; given), with a graph."""
-        values = iter(given)
-        start = map_tensors(lambda _: next(values), self.like)
+        start = with_tensors(self.like, given)
         n = len(self.names)
         inputs, errors = (dict(zip(self.names, part, strict=True)) for part in (unknowns[:n], unknowns[n:]))
         none = given[0].new_zeros(0)

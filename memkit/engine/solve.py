@@ -24,7 +24,7 @@ from memkit.engine.block import kept, mixed, read, scores, stacked, unstacked, w
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.memory_state import Rows, cut
 from memkit.engine.scan import Watch
-from memkit.engine.tape import graph_wanted
+from memkit.engine.tape import graph_wanted, unhooked
 from memkit.rule import Rule, Tokens
 
 
@@ -98,7 +98,7 @@ def _errors(rule: Rule, here: Tokens, own: Coefficients) -> _Errors:
 def _affine(rule: Rule, here: Tokens) -> tuple[Tensor, Tensor]:
     """The error at a prediction of 0, `[N, L, V]`, and how it grows with the prediction, `[N, L, 1]`."""
     graph = graph_wanted((here.v, here.gates))
-    with torch.enable_grad():
+    with unhooked(), torch.enable_grad():
         found = []
         for value in (0.0, 1.0):
             prediction = torch.full_like(here.v, value).requires_grad_()

@@ -8,6 +8,7 @@ objective and any depth, and its squared norm is |a_s|^2 |r_s|^2.
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -71,7 +72,7 @@ def record_through(
         inputs[name], outputs[name] = x, out if out.requires_grad else out.requires_grad_()
         return outputs[name]
 
-    with torch.enable_grad():
+    with unhooked(), torch.enable_grad():
         loss = rule.objective.loss(rule.memory.forward(linear, k, constants), v, gates)
         if outputs.keys() != set(names):
             unused = sorted(set(names) - outputs.keys())
@@ -85,6 +86,20 @@ def record_through(
         scale = limit_scale(squared, rule.surprise_limit)[..., None]
         errors = {name: error * scale for name, error in errors.items()}
     return Tape(inputs, errors, loss, squared)
+
+
+def unhooked() -> AbstractContextManager[object]:
+    """Gradients taken inside are no business of hooks on saved tensors.
+
+    Those of activation checkpointing would run all of the caller's forward pass again for each of them.
+    """
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(_same, _same)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def graph_wanted(tree: Tree) -> bool:

@@ -52,7 +52,8 @@ class NeuralMemory(Mixer):
     dim: width D; heads: memories side by side, each with keys and values of width D / heads.
     rule: a name, `{"name": ..., options}` or a Rule. conv: width of the causal convolution, 0 for none.
     surprise_limit: bounds each token's gradient norm, a departure from the paper that keeps deep memories
-    finite under any stream; None is the paper.
+    finite under any stream; None is the paper. recompute: in training keep only every so many tokens' state and run
+    the tokens between again backward, as `memorize` says; None keeps everything.
     The memory's initial weights are learned. Raises `ValueError` for sizes that do not fit.
     """
 
@@ -64,14 +65,17 @@ class NeuralMemory(Mixer):
         rule: RuleSpec = "titans",
         conv: int = 4,
         surprise_limit: float | None = None,
+        recompute: int | None = None,
     ) -> None:
         positive("dim", dim)
+        if recompute is not None:
+            positive("recompute", recompute)
         divides("heads", heads, "dim", dim)
         super().__init__(dim)
         made: Rule = build("rule", rule)
         if surprise_limit is not None:
             made = replace(made, surprise_limit=surprise_limit)
-        self.rule, self.heads, self.width = made, heads, dim // heads
+        self.rule, self.heads, self.width, self.recompute = made, heads, dim // heads, recompute
         self.qkv = Projection(dim, (1 + 2 * made.pairs) * dim, conv)
         self.gates = GateProjection(dim, heads, self.width, self.width, made)
         self.key_dim = prepared_key_dim(made, self.width, self.width)
@@ -120,7 +124,7 @@ class NeuralMemory(Mixer):
         q, k, v = qkv.split([1, self.rule.pairs, self.rule.pairs], 3)
         q, k, v, memory = unit(q).flatten(3), unit(k).flatten(3), v.flatten(3), state.memory
         if write:
-            y, memory = memorize(self.rule, q, k, v, self.gates(x), memory, mask=mask)
+            y, memory = memorize(self.rule, q, k, v, self.gates(x), memory, mask=mask, recompute=self.recompute)
         else:
             y = retrieve(self.rule, memory, q)
         return self.read_out(x, y), replace(state, tail=tail, memory=memory)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.state import Tree, map_tensors, tensors
+from memkit.state import Tree, map_tensors, tensors, with_tensors
 from memkit.testing.close import GRADIENTS, LARGEST, Discarded, Mismatch, named, same, same_trees, within
 
 STEP = 1e-6
@@ -58,8 +58,7 @@ def agree(actual: Outcome, reference: Outcome) -> None:
 def stack(trees: Sequence[Tree]) -> Tree:
     """Put trees of single rows below each other; hints are those of the first."""
     columns = zip(*(tensors(tree) for tree in trees), strict=True)
-    stacked = iter([torch.cat(column) for column in columns])
-    return map_tensors(lambda _: next(stacked), trees[0])
+    return with_tensors(trees[0], [torch.cat(column) for column in columns])
 
 
 def check_slope(run: Callable[[dict[str, Tree]], dict[str, Tree]], given: Callable[[int], dict[str, Tree]]) -> None:

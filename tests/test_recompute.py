@@ -1,0 +1,124 @@
+"""`recompute`: the same numbers and gradients, kept for later only at the cuts."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from small_memory import TOKENS, Case, score, titans
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import memkit
+from memkit import Rule
+from memkit.engine import tape
+from memkit.state import tensors
+from memkit.testing.outcome import outcome
+
+RULES = {
+    "mlp": titans(),
+    "matrix online": titans(depth=1, mini_batch=1),
+    "deep online": titans(mini_batch=1),
+    "limited": titans(surprise_limit=0.5, read="before"),
+    "mamba2": memkit.build("rule", "mamba2"),
+    "every third": titans(depth=1, mini_batch=1, optimizer="gradient_descent"),
+}
+RULES["every third"] = replace(RULES["every third"], update_every=3)
+RULES["window"] = replace(titans(), window=3)
+
+
+def everything(case: Case, **options: Any) -> Any:
+    """Outputs, state and every gradient."""
+    given = {"q": case.q, "k": case.k, "v": case.v, "gates": case.gates, "state": case.state}
+
+    def run(leaves: dict[str, Any]) -> dict[str, Any]:
+        y, state = memkit.memorize(case.rule, **leaves, **options)
+        return {"y": y, "state": state}
+
+    return outcome(run, given)
+
+
+def assert_near(found: Any, expected: Any) -> None:
+    for a, b in zip(tensors(tuple(found)), tensors(tuple(expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_it_changes_no_number(rule: Rule, size: int) -> None:
+    mask = torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8
+    documents = torch.tensor([[0] * 5 + [1] * 6, [0] * 11, [2] * 3 + [3] * 8])
+    given = {"mask": mask, "segment_ids": documents}
+    assert_near(everything(Case(rule), recompute=size, **given), everything(Case(rule), **given))
+
+
+def test_no_tokens() -> None:
+    case = Case(tokens=0)
+    y, state = case.memorize(recompute=2)
+    assert y.shape == case.v.shape
+    assert_near(state.weights, case.state.weights)
+
+
+def test_nothing_but_the_cuts_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    record = tape.record_through
+
+    def watched(*args: Any, **options: Any) -> Any:
+        found = record(*args, **options)
+        made.extend(weakref.ref(x) for x in found.errors.values())
+        return found
+
+    monkeypatch.setattr(tape, "record_through", watched)
+    left = []
+    for recompute in (None, 4):
+        made.clear()
+        case = Case()
+        case.leaves()
+        result = case.memorize(recompute=recompute)
+        gc.collect()
+        left.append(sum(x() is not None for x in made))
+        assert made
+        del result
+    assert left[0] > 0 and left[1] == 0
+
+
+def test_a_layer_takes_it_and_trains_the_same() -> None:
+    found = []
+    for recompute in (None, 3):
+        torch.manual_seed(0)
+        mixer = memkit.build("mixer", "neural_memory", dim=8, heads=2, recompute=recompute).double()
+        y, _ = mixer(torch.randn(2, 10, 8, generator=torch.Generator().manual_seed(1), dtype=torch.double))
+        y.square().sum().backward()
+        found.append([x.grad for x in mixer.parameters()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_gradients_of_its_gradients_are_refused() -> None:
+    case = Case()
+    case.k.requires_grad_()
+    (first,) = torch.autograd.grad(score(*case.memorize(recompute=4)), case.k, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("size", [0, -3, 1.5])
+def test_a_group_has_tokens(size: Any) -> None:
+    with pytest.raises(ValueError, match="recompute must be an integer of at least 1"):
+        Case().memorize(recompute=size)
+
+
+def test_activation_checkpoints_run_a_layer_twice_and_not_once_a_tape() -> None:
+    mixer = memkit.build("mixer", "neural_memory", dim=8, heads=2)
+    x, calls = torch.randn(1, 50, 8), []
+
+    def run(x: Tensor) -> Tensor:
+        calls.append(1)
+        return mixer(x)[0]
+
+    checkpoint(run, x, use_reentrant=False).square().sum().backward()
+    assert len(calls) == 2
