@@ -90,9 +90,16 @@ def _cuts(start: int, stop: int, period: int, size: int, across: bool = False) -
         periods = max(size // period, 1) if across and slot == 0 else 1
         end = min(start - slot + periods * period, stop)
         end = end if across else min(end, start + size)
-        blocks.append(Block(start, end, slot, slot == 0, end % period == 0))
+        blocks.append(Block(start, end, slot, _decided(slot == 0), _decided(end % period == 0)))
         start = end
     return blocks
+
+
+def _decided(fact: bool) -> bool:
+    """The fact as True or False: under torch.compile it may be a symbol, which is neither until it is branched on."""
+    if fact:  # noqa: SIM103
+        return True
+    return False
 
 
 def _aligned(mask: Tensor, offset: Tensor, period: int, block_size: int, across: bool) -> Layout:

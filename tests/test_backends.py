@@ -26,7 +26,7 @@ from memkit.mixers.backends import (
     sdpa,
     ssd,
 )
-from memkit.mixers.backends.probes import why_not
+from memkit.mixers.backends.probes import forget, why_not
 
 TENSORS = ("q", "k", "v", "prefix_k", "prefix_v")
 
@@ -34,10 +34,10 @@ TENSORS = ("q", "k", "v", "prefix_k", "prefix_v")
 @pytest.fixture(autouse=True)
 def fresh_probes():
     """Probes are asked once per process; tests change what they find."""
-    why_not.cache_clear()
-    choice._say_once.cache_clear()
+    forget()
+    choice._said.clear()
     yield
-    why_not.cache_clear()
+    forget()
 
 
 def question(tokens: int, window: int | None, cached: int, prefix: int, first: int | Tensor = 0) -> Banded:

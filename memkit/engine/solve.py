@@ -101,7 +101,13 @@ def _affine(rule: Rule, here: Tokens) -> tuple[Tensor, Tensor]:
     with unhooked(), torch.enable_grad():
         found = []
         for value in (0.0, 1.0):
-            prediction = torch.full_like(here.v, value).requires_grad_()
+            prediction = torch.full_like(here.v, value)
+            if torch.compiler.is_compiling() and here.v.requires_grad:
+                prediction = (
+                    prediction + 0 * here.v
+                )  # compiled code returns nothing that requires_grad_() was called on
+            else:
+                prediction.requires_grad_()
             loss = rule.objective.loss(prediction, here.v, here.gates).sum()
             found += torch.autograd.grad(loss, prediction, create_graph=graph, materialize_grads=True)
     at_zero, at_one = found if graph else (x.detach() for x in found)

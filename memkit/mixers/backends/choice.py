@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 
+import torch
 from torch import Tensor
 
 from memkit.mixers.backends import flash, flex, memory_efficient, sdpa
@@ -18,6 +18,8 @@ BACKENDS = {each.name: each for each in (sdpa.BACKEND, flex.BACKEND, flash.BACKE
 
 # What `auto` tries before torch. FlexAttention is not among them: it compiles anew for new lengths.
 AUTOMATIC = ("flash_attn", "xformers")
+
+_said: set[str] = set()
 
 
 def check_backend(name: str) -> None:
@@ -57,6 +59,8 @@ def _choose(call: Banded, name: str) -> Backend:
     return BACKENDS["torch"]
 
 
-@functools.cache
+@torch.compiler.assume_constant_result  # said while a model is compiled
 def _say_once(level: int, message: str) -> None:
-    logger.log(level, message)
+    if message not in _said:
+        _said.add(message)
+        logger.log(level, message)

@@ -1,0 +1,69 @@
+"""Every mixer compiles as one graph, in training and in decoding, and computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import memkit
+from memkit.mixers.specs import mixer_config
+from memkit.state import tensors
+
+DIM, HEADS, PERIOD = 8, 2, 3
+RULE = {"name": "titans", "mini_batch": PERIOD, "expansion": 2}
+MATRIX = RULE | {"depth": 1}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "neural_memory": {"rule": RULE},
+    "sliding_window": {"window": 3},
+    "persistent": {"mixer": {"name": "neural_memory", "rule": MATRIX}, "tokens": 2},
+    "mac": {"rule": MATRIX, "segment": PERIOD},
+    "mag": {"rule": MATRIX, "window": 3},
+    "mal": {"rule": MATRIX, "window": 3},
+}
+every_mixer = pytest.mark.parametrize("name", memkit.names("mixer"))
+
+
+@pytest.fixture(autouse=True)
+def tracing() -> Iterator[None]:
+    """What users set to compile a memory: gradients taken inside of the graph."""
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        torch._dynamo.reset()
+        yield
+        torch._dynamo.reset()
+
+
+def mixer(name: str) -> Any:
+    torch.manual_seed(0)
+    return mixer_config({"name": name, **OPTIONS.get(name, {})}, DIM, HEADS).build().double()
+
+
+def compiled(function: Any) -> Any:
+    return torch.compile(function, fullgraph=True, backend="aot_eager")
+
+
+@every_mixer
+def test_training_over_two_mini_batches(name: str) -> None:
+    x, found = torch.randn(2, 2 * PERIOD, DIM, dtype=torch.double), []
+    for prepared in (compiled, lambda function: function):
+        made = mixer(name)
+        y = prepared(lambda x, made=made: made(x)[0])(x)
+        y.square().sum().backward()
+        found.append([y, *(p.grad for p in made.parameters())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@every_mixer
+def test_decoding_over_the_end_of_a_mini_batch(name: str) -> None:
+    made = mixer(name)
+    step = compiled(made)
+    with torch.no_grad():
+        state = reference = made.init_state(2)
+        for x in torch.randn(PERIOD + 1, 2, 1, DIM, dtype=torch.double):
+            y, state = step(x, state)
+            expected, reference = made(x, reference)
+            for a, b in zip(tensors((y, state)), tensors((expected, reference)), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
