@@ -25,6 +25,7 @@ from ablations.run import FINISHED
 from ablations.run_grid import run_grid
 from ablations.single import continue_text, train_one
 from ablations.strict import assignments
+from memkit.divergence import DivergedError
 
 PIPED_WIDTH = 200  # columns of a table that goes to a file or another program
 
@@ -50,9 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         app(args=arguments, prog_name="memkit")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except ValueError as error:
+    except (ValueError, DivergedError) as error:
         _err().print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
+        return 2 if isinstance(error, ValueError) else 1
     return 0
 
 
@@ -164,9 +165,11 @@ def generate(
 
     - `memkit generate runs/mac --prompt "The memory " --tokens 300`
     """
-    made = continue_text(folder, prompt, tokens, temperature, seed)
+    made, broken = continue_text(folder, prompt, tokens, temperature, seed)
     sys.stdout.buffer.write(made.encode() + b"\n")  # bytes: a terminal of another encoding must not fail
     sys.stdout.buffer.flush()
+    if broken is not None:
+        raise broken
 
 
 @app.command()

@@ -21,7 +21,8 @@ from ablations import checkpoint
 from ablations.files import check_ours, read_json, write_json, write_text
 from ablations.settings import TrainConfig
 from ablations.strict import parse
-from ablations.train import DivergedError, Training, begin, make_model, train
+from ablations.train import Training, begin, make_model, train
+from memkit.divergence import DivergedError
 from memkit.registry import build
 
 FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"

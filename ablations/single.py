@@ -15,6 +15,7 @@ from ablations.pool import News
 from ablations.run import RunSpec
 from ablations.settings import TrainConfig
 from ablations.strict import parse
+from memkit.divergence import DivergedError, GenerationDivergedError
 from memkit.registry import build
 
 
@@ -37,10 +38,13 @@ def train_one(
     return found
 
 
-def continue_text(folder: Path, prompt: str, tokens: int, temperature: float, seed: int) -> str:
+def continue_text(
+    folder: Path, prompt: str, tokens: int, temperature: float, seed: int
+) -> tuple[str, DivergedError | None]:
     """The prompt and what a trained model of bytes makes of it; bytes that are no text become U+FFFD.
 
-    Raises `ValueError` when the folder holds no such model or the prompt is empty.
+    A model that diverges on the way ends the text there, and the error comes with it. Raises `ValueError` when the
+    folder holds no such model or the prompt is empty.
     """
     spec, model = run.load(folder)
     if spec.task["name"] != "text":
@@ -54,5 +58,9 @@ def continue_text(folder: Path, prompt: str, tokens: int, temperature: float, se
     ids = torch.tensor([list(prompt.encode())], device=device)
     sampler = torch.Generator(device).manual_seed(seed)
     generating: Any = model
-    ids, _ = generating.generate(ids, max_new_tokens=tokens, temperature=temperature, generator=sampler)
-    return bytes(ids[0].tolist()).decode(errors="replace")
+    broken = None
+    try:
+        ids, _ = generating.generate(ids, max_new_tokens=tokens, temperature=temperature, generator=sampler)
+    except GenerationDivergedError as error:
+        ids, broken = error.ids, error
+    return bytes(ids[0].tolist()).decode(errors="replace"), broken

@@ -20,10 +20,7 @@ from torch import Tensor, nn
 from ablations.optimisation import learning_rate, make_optimizer
 from ablations.settings import TrainConfig, find_device
 from ablations.tasks.base import IGNORE, Batch, Task
-
-
-class DivergedError(RuntimeError):
-    """A loss or gradient that is not finite; the weights are those that showed it."""
+from memkit.divergence import DivergedError, find_divergence
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,8 @@ def train(
     """Take the steps that are left.
 
     on_step hears every step's number and loss, on_row every new row of the history (save a checkpoint
-    there). Raises `DivergedError`, naming model and step, at the first loss or gradient that is not finite.
+    there). Raises `DivergedError`, naming model, step, layer, head and token, at the first loss or gradient that
+    is not finite; the weights are those that showed it.
     """
     losses: list[float] = []
     with torch.random.fork_rng(devices=[]):
@@ -122,35 +120,49 @@ def _step(training: Training, task: Task, config: TrainConfig, name: str) -> flo
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
     value, size = torch.stack([loss.detach(), norm.to(loss.dtype)]).tolist()  # one wait for the device
     if not (math.isfinite(value) and math.isfinite(size)):
-        raise DivergedError(_divergence(name, step + 1, config, f"loss {value:.4g}, gradient norm {size:.4g}"))
+        seen = f"{name} diverged at step {step + 1} of {config.steps}: loss {value:.4g}, gradient norm {size:.4g}."
+        raise _diverged(model, [batch], config, seen)
     optimizer.step()
     training.step += 1
     training.seconds += time.perf_counter() - started
     return value
 
 
-def _divergence(name: str, step: int, config: TrainConfig, seen: str) -> str:
-    hint = "A smaller lr, a longer warmup or a smaller clip may help."
-    return f"{name} diverged at step {step} of {config.steps}: {seen}. {hint}"
+def _diverged(model: nn.Module, batches: list[Batch], config: TrainConfig, seen: str) -> DivergedError:
+    """The error of a training that met numbers that are not finite in one of these batches, and where."""
+    found = None
+    for batch in batches:
+        with _precision(config):
+            found = found or find_divergence(model, batch.to(find_device(config.device)).ids)
+    where = "Its forward pass is finite, and the way back is not" if found is None else f"First, {found}"
+    hint = f"A smaller lr, a longer warmup or a smaller clip may help.{found.remedy if found else ''}"
+    error = DivergedError(f"{seen} {where}. {hint}")
+    error.where = found
+    return error
 
 
 def _row(training: Training, task: Task, config: TrainConfig, losses: list[float], name: str) -> Row:
     tokens = training.step * config.batch * task.length
     held_out = evaluate(training.model, task, config)
     if not all(map(math.isfinite, held_out.values())):
-        raise DivergedError(_divergence(name, training.step, config, f"held-out {held_out}"))
+        seen = f"{name} diverged at step {training.step} of {config.steps}: held-out {held_out}."
+        raise _diverged(training.model, task.held_out(), config, seen)
     loss = math.fsum(losses) / len(losses)
     return Row(training.step, tokens, loss, held_out, training.seconds, tokens / training.seconds)
 
 
 def _predict(model: Any, batch: Batch, config: TrainConfig) -> tuple[Tensor, Tensor]:
     """Logits `[N, vocab]` in float32 or better and targets `[N]`, of the positions that carry a loss."""
-    half = config.dtype == "bfloat16"
-    with torch.autocast(batch.ids.device.type, torch.bfloat16, enabled=half):
+    with _precision(config):
         logits, _ = model(batch.ids)
     asked = batch.targets != IGNORE
     logits = logits[asked]
-    return (logits.float() if half else logits), batch.targets[asked]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets[asked]
+
+
+def _precision(config: TrainConfig) -> torch.autocast:
+    """The precision that a model runs in."""
+    return torch.autocast(find_device(config.device).type, torch.bfloat16, enabled=config.dtype == "bfloat16")
 
 
 def _draw(seed: int, step: int, stream: int) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from memkit.checks import in_range, not_negative, positive
+from memkit.divergence import all_finite, generation_error
 from memkit.masks import blank
 from memkit.mixers.base import Mixer
 from memkit.state import State
@@ -182,7 +183,8 @@ class LanguageModel(nn.Module):
         temperature 0 takes the likeliest token; above it, tokens are drawn from softmax(logits /
         temperature), among the `top_k` likeliest if given. Prompts of unequal lengths are padded on the
         left, with `mask` `[B, T]` False there. Runs without gradients and in eval mode, and leaves every
-        module's mode as it was. Raises `ValueError` for bad ids, an empty prompt and bad options.
+        module's mode as it was. Raises `ValueError` for bad ids, an empty prompt and bad options, and
+        `DivergedError`, with what was made until then, where numbers are not finite.
         """
         not_negative("max_new_tokens", max_new_tokens)
         in_range("temperature", temperature, 0)
@@ -190,18 +192,26 @@ class LanguageModel(nn.Module):
             positive("top_k", top_k)
         self._check(ids, state, mask)
         _check_prompt(ids, mask)
-        state = self.init_state(ids.shape[0]) if state is None else state
-        unread = ids.long()
+        state = begun = self.init_state(ids.shape[0]) if state is None else state
+        unread, valid, finite = ids.long(), mask, []
         text = [unread]
         with _eval_mode(self):
-            if max_new_tokens == 0:
-                earlier = None if mask is None else mask[:, :-1]
-                return unread, self._hidden(unread[:, :-1], state, earlier, None, True)[1]
             for _ in range(max_new_tokens):
-                x, state = self._hidden(unread, state, mask, None, True)
-                unread, mask = _choose(self._head(x[:, -1]), temperature, top_k, generator), None
+                x, state = self._hidden(unread, state, valid, None, True)
+                logits = self._head(x[:, -1])
+                finite.append(all_finite(logits))
+                unread, valid = _choose(logits, temperature, top_k, generator), None
                 text.append(unread)
-        return torch.cat(text, 1), state
+            if max_new_tokens == 0:
+                valid = None if mask is None else mask[:, :-1]
+                state = self._hidden(unread[:, :-1], state, valid, None, True)[1]
+            whole = torch.cat(text, 1)
+            # Looked at once and here: a look waits for the device, which would be idle after every token.
+            if not bool(torch.stack([*finite, all_finite(state)]).all()):
+                raise generation_error(
+                    self, whole[:, :-1], begun, None if mask is None else mask[:, : whole.shape[1] - 1]
+                )
+        return whole, state
 
     def _hidden(
         self, ids: Tensor, state: ModelState, mask: Tensor | None, segments: Tensor | None, write: bool
@@ -259,7 +269,8 @@ def _choose(logits: Tensor, temperature: float, top_k: int | None, generator: to
     """The next token of each row: logits `[B, vocab]` -> `[B, 1]`."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    # fp64 and the maximum taken off: no temperature overflows.
+    # fp64 and the maximum taken off: no temperature overflows; and what is not finite is told later, not by the draw.
+    logits = logits.nan_to_num()
     logits = (logits.double() - logits.amax(-1, keepdim=True).double()) / temperature
     if top_k is None:
         return torch.multinomial(logits.softmax(-1), 1, generator=generator)

@@ -4,6 +4,7 @@ Write a memory's update once, for one weight and one token; the token-by-token d
 chunk-parallel form, the decoder, the property tests and the row in an ablation table are derived.
 """
 
+from memkit.divergence import DivergedError, Divergence, find_divergence
 from memkit.engine import MemoryState, Observation, explain, init_state, memorize, observe, retrieve
 from memkit.files import load_state, save_state
 from memkit.registry import Config, build, names, register
@@ -12,6 +13,8 @@ from memkit.state import State
 
 __all__ = [
     "Config",
+    "DivergedError",
+    "Divergence",
     "Gate",
     "MemoryState",
     "Objective",
@@ -22,6 +25,7 @@ __all__ = [
     "State",
     "build",
     "explain",
+    "find_divergence",
     "init_state",
     "load_state",
     "memorize",

@@ -12,6 +12,7 @@ import pytest
 import memkit
 from ablations import cli
 from ablations.cli import main
+from memkit import DivergedError
 
 TINY = ["--option", "dim=16", "--option", "depth=1", "--option", "heads=2"]
 
@@ -177,6 +178,15 @@ def test_a_run_that_diverges_exits_with_1(capfd: pytest.CaptureFixture[str]) -> 
 def test_bytes_that_are_no_text_are_replaced(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "continue_text", lambda *_: bytes([65, 255, 66]).decode(errors="replace"))
+    monkeypatch.setattr(cli, "continue_text", lambda *_: (bytes([65, 255, 66]).decode(errors="replace"), None))
     assert main(["generate", "anything"]) == 0
     assert capfd.readouterr().out == f"A\ufffdB{os.linesep}"
+
+
+def test_a_model_that_diverges_prints_what_it_made_and_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "continue_text", lambda *_: ("The c", DivergedError("layer 1 diverged")))
+    assert main(["generate", "anything"]) == 1
+    captured = capfd.readouterr()
+    assert captured.out == f"The c{os.linesep}" and "Error: layer 1 diverged" in captured.err

@@ -20,7 +20,8 @@ from ablations.optimisation import learning_rate, make_optimizer
 from ablations.settings import TrainConfig
 from ablations.tasks import IGNORE, Batch, Metric, Task, Yardstick
 from ablations.tasks.base import bits, correct
-from ablations.train import DivergedError, Row, Training, begin, evaluate, make_model, train
+from ablations.train import Row, Training, begin, evaluate, make_model, train
+from memkit import DivergedError
 
 
 class Echo(Task):
@@ -233,14 +234,17 @@ def test_rows_survive_a_checkpoint(tmp_path: Path) -> None:
 
 
 class Explodes(nn.Module):
-    """A model whose logits are not finite from its n-th call in training mode on."""
+    """A model whose logits are not finite from its n-th call in training mode on, and that has no layers to blame."""
 
     def __init__(self, good: int) -> None:
         super().__init__()
         self.inner, self.good = small_model(1), good
 
-    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        logits, state = self.inner(ids)
+    def init_state(self, batch: int) -> Any:
+        return self.inner.init_state(batch)
+
+    def forward(self, ids: torch.Tensor, state: Any = None, **given: Any) -> tuple[torch.Tensor, Any]:
+        logits, state = self.inner(ids, state, **given)
         self.good -= self.training
         return (logits if self.good >= 0 else logits * math.inf), state
 
