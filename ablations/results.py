@@ -21,12 +21,14 @@ class Summary:
     """One variant over its finished seeds.
 
     values are the headline metric at the last step, one a seed; curve is (tokens, mean, least, largest) at
-    each evaluation that all of them reached; troubles are the messages of runs that failed.
+    each evaluation that all of them reached; solved is the step of the first evaluation that solved the task, one
+    a run that was evaluated, None where none did; troubles are the messages of runs that failed.
     """
 
     name: str
     values: list[float]
     curve: list[tuple[int, float, float, float]]
+    solved: list[int | None]
     parameters: int | None
     state_bytes: int | None
     tokens_per_second: float | None
@@ -76,12 +78,13 @@ def _read_run(folder: Path) -> dict[str, Any]:
 def summaries(results: dict[str, Any]) -> list[Summary]:
     """One summary a variant, in the grid's order."""
     return [
-        _summarise(variant, [one for one in results["runs"] if one["variant"] == variant], results["metric"]["name"])
+        _summarise(variant, [one for one in results["runs"] if one["variant"] == variant], results["metric"])
         for variant in results["definition"]["variants"]
     ]
 
 
-def _summarise(variant: str, runs: list[dict[str, Any]], metric: str) -> Summary:
+def _summarise(variant: str, runs: list[dict[str, Any]], measured: dict[str, Any]) -> Summary:
+    metric = measured["name"]
     done = [one for one in runs if one["status"] == run.FINISHED]
     seen = [one for one in runs if one["history"]]
     shown = done or seen  # a variant that never finished still shows how far it came
@@ -97,12 +100,21 @@ def _summarise(variant: str, runs: list[dict[str, Any]], metric: str) -> Summary
         name=variant,
         values=[one["held_out"][metric] for one in done],
         curve=curve,
+        solved=[_first_solved(one["history"], measured) for one in seen],
         parameters=done[0]["parameters"] if done else None,
         state_bytes=done[0]["state_bytes"] if done else None,
         tokens_per_second=mean("tokens_per_second"),
         seconds=mean("seconds"),
         troubles=[one["message"] for one in runs if one["status"] in TROUBLE],
     )
+
+
+def _first_solved(history: list[dict[str, Any]], metric: dict[str, Any]) -> int | None:
+    """The step of the first evaluation that reached what counts as solved; None where none did, or nothing counts."""
+    enough, sign = metric.get("solved"), 1 if metric["direction"] == "higher" else -1
+    if enough is None:
+        return None
+    return next((row["step"] for row in history if sign * row["held_out"][metric["name"]] >= sign * enough), None)
 
 
 def failed(results: dict[str, Any]) -> bool:

@@ -119,7 +119,7 @@ def _describe(grid: Grid, task: Any) -> dict[str, Any]:
         "token_digest": task.fingerprint(),
         "seeds": grid.seeds,
         "baseline": grid.baseline_row(),
-        "metric": {"name": metric.name, "unit": metric.unit, "direction": metric.direction},
+        "metric": {key: getattr(metric, key) for key in ("name", "unit", "direction", "solved")},
         "yardstick": vars(task.yardstick),
         "length": task.length,
         "text": yaml.safe_dump(grid.model_dump(exclude_defaults=True), sort_keys=False, width=100),

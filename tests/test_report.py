@@ -72,12 +72,29 @@ def test_the_table(results: dict[str, Any]) -> None:
     assert cells["w/o | <b>conv</b>"][-2:] == ["–", "–"]
     assert [line.best for line in table.lines] == [False, True, False]
     assert [line.baseline for line in table.lines] == [True, False, False]
+    assert table.yardstick == ["unigram entropy", "4.600", "+2.000", *["–"] * 7]
     assert headline(results) == "Best of 3: mac, 2.400 ± 0.035 bits per byte (unigram entropy: 4.600)."
 
 
 def test_best_follows_the_metric(results: dict[str, Any]) -> None:
     results["metric"]["direction"] = "higher"
     assert [line.best for line in make_table(results).lines] == [False, False, True]
+
+
+def test_when_each_seed_solved_the_task_is_a_column_where_that_means_something(results: dict[str, Any]) -> None:
+    assert "solved at step" not in make_table(results).columns
+    results["metric"]["solved"] = 3.5  # scores fall by 1 a step, to 2.5 and 2.7, 2.375 and 2.425, 2.9 and 2.8
+    changed = with_failure(results, "lmm", 1)  # after step 2, at 4.7
+    table = make_table(changed)
+    column = table.columns.index("solved at step")
+    assert table.columns[column - 1] == "seeds" and len(table.yardstick) == len(table.columns)
+    assert [line.cells[column] for line in table.lines] == ["3, never", "3, 3", "4, 4"]
+    assert "first evaluation at which bits per byte was 3.5 or better, one a seed" in document(changed)
+    changed["metric"].update(direction="higher", solved=5.4)
+    assert [line.cells[column] for line in make_table(changed).lines] == ["1, 1", "never, 1", "1, 1"]
+    for one in changed["runs"]:
+        one.update(status="missing", history=[])
+    assert [line.cells[column] for line in make_table(changed).lines] == ["–"] * 3
 
 
 def test_nothing_has_finished_yet(results: dict[str, Any]) -> None:
@@ -135,10 +152,11 @@ def test_failures_are_printed(results: dict[str, Any]) -> None:
 
 def test_markdown_holds_the_table_with_pipes_escaped(results: dict[str, Any]) -> None:
     lines = [line for line in document(results).splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 3
+    assert len(lines) == 2 + 3 + 1
     assert lines[0].endswith("| published: LM ppl | published: acc. |")
     assert lines[3].startswith("| **mac** | **2.400 ± 0.035** | −0.200 |")
     assert lines[4].startswith(r"| w/o \| <b>conv</b> |")
+    assert lines[5].startswith("| *unigram entropy* | *4.600* | *+2.000* | – |")
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {11}
 
 

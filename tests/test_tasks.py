@@ -217,7 +217,8 @@ def test_bits_and_correct() -> None:
     assert correct(sure, (targets + 1) % 16).mean() == 0.0
 
 
-def test_metrics_say_which_direction_is_better() -> None:
+def test_metrics_say_which_direction_is_better_and_what_solves_a_task() -> None:
     directions = {m.name: m.direction for name in ("text", "recall") for m in memkit.build("task", name).metrics}
     assert directions == {"bits per byte": "lower", "accuracy": "higher", "loss": "lower"}
     assert memkit.build("task", "recall").yardstick.value == 0.25  # 1 / pairs
+    assert [m.solved for m in memkit.build("task", "recall").metrics] == [0.9, None]

@@ -34,6 +34,7 @@ td.paper,th.paper{color:var(--muted);background:var(--faint);padding-right:12px}
 td.paper.first,th.paper.first{border-left:18px solid var(--paper)}
 th.group{text-align:center;font-size:12px;letter-spacing:.06em;text-transform:uppercase;padding-bottom:0}
 tr.best td:nth-child(-n+2){font-weight:700}
+tr.yardstick td{color:var(--muted);border-bottom:0}
 .tag{margin-left:8px;padding:1px 7px;border:1px solid var(--line);border-radius:99px;color:var(--muted);
 font-size:11.5px;font-weight:400}
 .facts{display:grid;grid-template-columns:max-content 1fr;gap:4px 22px;margin:12px 0;font-size:14px}
@@ -106,6 +107,8 @@ def _table(results: dict[str, Any]) -> str:
         name, *rest = map(escape, line.cells)
         cells = [tag("td", cell, class_=kind) for cell, kind in zip([name + label, *rest], classes, strict=True)]
         lines.append(tag("tr", *cells, class_="best" if line.best else "variant"))
+    cells = [tag("td", escape(cell), class_=kind) for cell, kind in zip(table.yardstick, classes, strict=True)]
+    lines.append(tag("tr", *cells, class_="yardstick"))
     return tag("table", tag("thead", groups, tag("tr", *titles)), tag("tbody", *lines))
 
 

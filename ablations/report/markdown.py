@@ -38,4 +38,5 @@ def _table(results: dict[str, Any]) -> str:
         name = f"{line.cells[0]} (baseline)" if line.baseline else line.cells[0]
         cells = [name, *line.cells[1:]]
         rows.append([f"**{cell}**" for cell in cells[:2]] + cells[2:] if line.best else cells)
+    rows.append([f"*{cell}*" if cell != "–" else cell for cell in table.yardstick])
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)

@@ -26,10 +26,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns (the first names the variant, the last `published` ones are a paper's) and lines."""
+    """Columns (the first names the variant, the last `published` are a paper's), lines, and the yardstick's cells."""
 
     columns: list[str]
     lines: list[Line]
+    yardstick: list[str]
     published: int
 
 
@@ -40,11 +41,13 @@ def make_table(results: dict[str, Any]) -> Table:
     published = results["report"]["published"] or {"columns": [], "rows": {}}
     figures = _figures(published)
     leader = best(results, rows)
+    solved = results["metric"].get("solved") is not None
     columns = [
         "variant",
         results["metric"]["name"],
         "vs baseline",
         "seeds",
+        *(["solved at step"] if solved else []),
         "parameters",
         "state",
         "tokens/s",
@@ -54,19 +57,25 @@ def make_table(results: dict[str, Any]) -> Table:
     lines = []
     for row in rows:
         paper = figures.get(row.name, ["–"] * len(published["columns"]))
-        cells = [*_cells(row, reference, len(results["seeds"])), *paper]
+        cells = [*_cells(row, reference, len(results["seeds"]), solved), *paper]
         lines.append(Line(cells, best=row is leader, baseline=row.name == results["baseline"]))
-    return Table(columns, lines, len(published["columns"]))
+    label, value = results["yardstick"]["label"], results["yardstick"]["value"]
+    yardstick = [label, f"{value:.3f}", _difference(value, reference), *["–"] * (len(columns) - 3)]
+    return Table(columns, lines, yardstick, len(published["columns"]))
 
 
-def _cells(row: Summary, reference: float | None, seeds: int) -> list[str]:
-    difference = None if row.mean is None or reference is None else row.mean - reference
+def _difference(value: float | None, reference: float | None) -> str:
+    return "–" if value is None or reference is None else signed(value - reference)
+
+
+def _cells(row: Summary, reference: float | None, seeds: int, solved: bool) -> list[str]:
     done = len(row.values)
     return [
         row.name,
         score(row) if done else "failed" if row.troubles else "not run yet",
-        "–" if difference is None else signed(difference),
+        _difference(row.mean, reference),
         f"{done}" if done == seeds else f"{done} of {seeds}",
+        *([", ".join("never" if step is None else f"{step}" for step in row.solved) or "–"] if solved else []),
         "–" if row.parameters is None else f"{row.parameters:,}",
         "–" if row.state_bytes is None else size(row.state_bytes),
         "–" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
@@ -126,6 +135,11 @@ def footnote(results: dict[str, Any]) -> str:
         f"row carries after {results['length']} tokens. Tokens/s and time: training alone, one thread a run, beside "
         "the other runs."
     )
+    if results["metric"].get("solved") is not None:
+        text += (
+            f" Solved at step: of the first evaluation at which {results['metric']['name']} was "
+            f"{results['metric']['solved']:g} or better, one a seed."
+        )
     if results["report"]["published"]:
         text += " The last columns are published figures of far larger models, to compare their order with ours."
     return text
@@ -157,4 +171,5 @@ def _drawn(table: Table, shown: int) -> RichTable:
     for line in table.lines:
         name = f"{line.cells[0]} (baseline)" if line.baseline else line.cells[0]
         drawn.add_row(*map(escape, [name, *line.cells[1:shown]]), style="bold green" if line.best else None)
+    drawn.add_row(*map(escape, table.yardstick[:shown]), style="dim")
     return drawn

@@ -32,13 +32,15 @@ class Batch:
 class Metric:
     """A mean over targets.
 
-    per_target maps logits `[N, vocab]` and targets `[N]` to one number a target `[N]`.
+    per_target maps logits `[N, vocab]` and targets `[N]` to one number a target `[N]`. solved: the value from which
+    on the task counts as solved, if there is one; reports say when each run first reached it.
     """
 
     name: str
     unit: str
     direction: Literal["lower", "higher"]  # which is better
     per_target: Callable[[Tensor, Tensor], Tensor]
+    solved: float | None = None
 
 
 @dataclass(frozen=True)
