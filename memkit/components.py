@@ -1,6 +1,6 @@
 """The toolkit's own components: importing this module registers them."""
 
-from memkit.mixers import attention, neural_memory, persistent
+from memkit.mixers import attention, local_memory, neural_memory, persistent
 from memkit.mixers import mamba2 as mamba2_mixer
 from memkit.parts import memory, objective, optimizer, retention
 from memkit.rules import mamba2 as mamba2_rule
@@ -8,6 +8,7 @@ from memkit.rules import titans
 
 __all__ = [
     "attention",
+    "local_memory",
     "mamba2_mixer",
     "mamba2_rule",
     "memory",

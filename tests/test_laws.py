@@ -49,6 +49,9 @@ MIXERS: dict[str, dict[str, Any]] = {
     "mac": {"rule": MATRIX, "segment": 4},
     "mag": {"rule": MATRIX, "window": 3},
     "mal": {"rule": MATRIX, "window": 3},
+    "local_memory": {"rule": DEEP, "shard": 5},
+    "bank": {"rule": [MATRIX, MATRIX, {**DEEP, "surprise_limit": 0.5}], "levels": [1, 3, 4]},
+    "tnt": {"rule": MATRIX, "local": [MATRIX, {**MATRIX, "mini_batch": 1}], "chunk": 3, "shards": [4, 6]},
 }
 """Options that bring windows, segments and mini-batches down to the length that laws are tried at."""
 
@@ -59,6 +62,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mag": {"rule": MATRIX, "persistent": 2, "window": 3},
     "mal": {"rule": MATRIX, "persistent": 2, "window": 3},
     "sliding_window": {"window": 3},
+    "bank": {"rule": MATRIX, "levels": [1, 3], "persistent": 2, "depth": 1},
+    "tnt": {"rule": MATRIX, "chunk": 3, "shards": [8], "span": "chunk", "persistent": 2, "depth": 1},
 }
 
 

@@ -11,24 +11,26 @@ from memkit.rule import Gate, Rule
 
 MOMENTUM_MAX = 0.9
 LR_MAX = 0.5
-BIAS = {"lr": 0.0, "momentum": 0.0, "decay": -4.0}
-"""Where a gate's sigmoid starts: half open, and almost nothing forgotten."""
+BIAS = {"lr": 0.0, "momentum": 0.0, "decay": -4.0, "weight": 4.0}
+"""Where a gate's sigmoid starts: half open, almost nothing forgotten, and every token of a write in full."""
 
 
 class GateProjection(nn.Module):
     """x `[B, T, D]` -> every gate of a rule, within the range it declares.
 
-    momentum = 0.9 sigmoid(.), decay = sigmoid(. - 4), lr = scale * sigmoid(.), where a learnable scale per
-    head starts at the largest rate that is stable for a linear memory under any stream: gradients that
-    b = mini_batch tokens take at the same weights add up, momentum m multiplies them by 1 / (1 - m), and
-    the squared error carries a factor 2, so scale = 0.5 (1 - 0.9) / b. A gate of another name, or an lr whose
-    range ends (the beta of delta rules), is low + (high - low) sigmoid(.), or low + softplus(.) without an end.
+    momentum = 0.9 sigmoid(.), decay = sigmoid(. - 4), weight = sigmoid(. + 4), lr = scale * sigmoid(.), where a
+    learnable scale per head starts at the largest rate that is stable for a linear memory under any stream:
+    gradients that b tokens (a mini-batch, a write of several tokens, a window) take at the same weights add up,
+    momentum m multiplies them by 1 / (1 - m), and the squared error carries a factor 2, so
+    scale = 0.5 (1 - 0.9) / b. A gate of another name, or an lr whose range ends (the beta of delta rules), is
+    low + (high - low) sigmoid(.), or low + softplus(.) without an end.
     """
 
     def __init__(self, dim: int, heads: int, key_dim: int, value_dim: int, rule: Rule) -> None:
         super().__init__()
         self.heads = heads
-        self.gates = tuple(gate for gate in rule.gates.values() if gate.default is None)
+        # The weight of a token in a write of several has a default for callers who know none; here it is learned.
+        self.gates = tuple(gate for gate in rule.gates.values() if gate.default is None or gate.name == "weight")
         widths = {"head": 1, "key": key_dim, "value": value_dim, "pair": rule.pairs}
         self.widths = [widths[gate.per] for gate in self.gates]
         self.project = nn.Linear(dim, heads * sum(self.widths))
@@ -64,5 +66,5 @@ class GateProjection(nn.Module):
 def stable_lr(rule: Rule) -> float:
     """The learning rate at which a linear memory is stable under any stream of unit keys."""
     inertia = 1 - MOMENTUM_MAX if "momentum" in rule.gates else 1.0
-    together = rule.mini_batch if rule.sees_weights else 1
+    together = rule.period * rule.window if rule.sees_weights else 1
     return LR_MAX * inertia / together

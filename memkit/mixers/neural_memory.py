@@ -118,16 +118,21 @@ class NeuralMemory(Mixer):
         self, x: Tensor, state: NeuralMemoryState, mask: Tensor | None, write: bool
     ) -> tuple[Tensor, NeuralMemoryState]:
         """One document piece; see `Mixer`."""
-        qkv, tail = self.qkv(x, state.tail, mask)
-        # [B, T, H, pairs, K]: a rule may take several pairs of keys and values a token.
-        qkv = qkv.unflatten(-1, (-1, self.heads, self.width)).transpose(2, 3)
-        q, k, v = qkv.split([1, self.rule.pairs, self.rule.pairs], 3)
-        q, k, v, memory = unit(q).flatten(3), unit(k).flatten(3), v.flatten(3), state.memory
+        q, k, v, tail = self.project(x, state.tail, mask)
+        memory = state.memory
         if write:
             y, memory = memorize(self.rule, q, k, v, self.gates(x), memory, mask=mask, recompute=self.recompute)
         else:
             y = retrieve(self.rule, memory, q)
         return self.read_out(x, y), replace(state, tail=tail, memory=memory)
+
+    def project(self, x: Tensor, tail: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q `[B, T, H, K]`, k, v `[B, T, H, pairs K]` of tokens x `[B, T, D]`, and the convolution's next tail."""
+        qkv, tail = self.qkv(x, tail, mask)
+        # [B, T, H, pairs, K]: a rule may take several pairs of keys and values a token.
+        qkv = qkv.unflatten(-1, (-1, self.heads, self.width)).transpose(2, 3)
+        q, k, v = qkv.split([1, self.rule.pairs, self.rule.pairs], 3)
+        return unit(q).flatten(3), unit(k).flatten(3), v.flatten(3), tail
 
     def recall(self, x: Tensor, q: Tensor, memory: MemoryState) -> Tensor:
         """Read with queries q `[B, T, D]` of the caller's own, writing nothing: `[B, T, D]` (Titans eq. 21)."""

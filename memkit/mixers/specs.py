@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic_core import CoreSchema, core_schema
 
 from memkit.mixers.base import Mixer
-from memkit.registry import Config, Spec, factory
+from memkit.registry import Config, Spec, build, factory
 from memkit.rule import Rule
 
 
@@ -37,3 +38,20 @@ def mixer_config(spec: Spec, dim: int, heads: int) -> Config:
 def build_mixer(spec: MixerSpec, dim: int, heads: int) -> Mixer:
     """Build a mixer inside something wider; one that is built already is taken as it is."""
     return spec if isinstance(spec, Mixer) else mixer_config(spec, dim, heads).build()
+
+
+def one_each(rule: RuleSpec | list[RuleSpec], count: int, of: str) -> list[RuleSpec]:
+    """A rule for each of `count` memories, from one for all or a list; `ValueError` for a list of another length."""
+    if not isinstance(rule, list):
+        return [rule] * count
+    if len(rule) != count:
+        raise ValueError(f"got {len(rule)} rules for {count} {of}. Give one for all, or a list of one for each.")
+    return rule
+
+
+def every_so_often(rule: RuleSpec, tokens: int) -> Rule:
+    """The rule, writing once in `tokens` tokens; its mini-batch has no meaning then and is left out.
+
+    Raises `ValueError` for a rule that cannot.
+    """
+    return replace(build("rule", rule), mini_batch=1, update_every=tokens)

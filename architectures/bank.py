@@ -1,0 +1,120 @@
+"""The Continuum Memory System of Nested Learning (arXiv 2512.24695): memories that learn at different frequencies.
+
+    y_t = Agg(M^(f_k)(x_t), ..., M^(f_1)(x_t))                                                      (74)
+    theta^(l)_{i+1} = theta^(l)_i - sum_{t = i - C_l .. i} eta_t grad(theta^(l)_i; x_t)
+                      if i = 0 mod C_l, else theta^(l)_i                                             (71)
+
+A slow memory keeps what a fast one has long overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from architectures.language_model import LanguageModel
+from architectures.titans import titans_model
+from memkit.checks import positive
+from memkit.mixers.base import Mixer, MixerState
+from memkit.mixers.neural_memory import NeuralMemory
+from memkit.mixers.specs import RuleSpec, every_so_often, one_each
+from memkit.registry import register
+
+LEVELS = (1, 16, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankState(MixerState):
+    """The states of the memories, in the order of the levels."""
+
+    memories: tuple[Any, ...]
+
+
+@register("mixer", "bank")
+class MemoryBank(Mixer):
+    """Memories of one input, of which each writes once in so many tokens; a learned sum of what they say.
+
+    levels: C_l, the tokens per write of each memory. Between its writes a memory's weights rest, so the level's rule
+    is the given one with `update_every` = C_l and without a mini-batch. Symbols: eta_t = `weight` of a token times
+    `lr` of the write; Agg, which the paper leaves open, weighs each channel of each level.
+    rule: one for all levels, or a list of one for each; other options as for `neural_memory`, for all levels. The
+    paper's chain of levels (70) is layers of a single level each, one behind the other; and its long version learns
+    by the model's loss, where a memory here learns by its rule's objective.
+
+    Raises `ValueError` without levels, for levels below 1, as many rules as there are no levels for, and a rule that
+    cannot write once in several tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int = 4,
+        levels: Sequence[int] = LEVELS,
+        rule: RuleSpec | list[RuleSpec] = "titans",
+        conv: int = 4,
+        surprise_limit: float | None = None,
+    ) -> None:
+        if not levels:
+            raise ValueError(f"a bank needs at least one level, such as levels={list(LEVELS)}.")
+        for level in levels:
+            positive("a level, in tokens per write,", level)
+        super().__init__(dim)
+        rules = [every_so_often(one, n) for n, one in zip(levels, one_each(rule, len(levels), "levels"), strict=True)]
+        self.memories = nn.ModuleList(
+            NeuralMemory(dim=dim, heads=heads, rule=one, conv=conv, surprise_limit=surprise_limit) for one in rules
+        )
+        self.weights = nn.Parameter(torch.full((len(levels), dim), 1 / len(levels)))
+
+    def init_state(self, batch: int) -> BankState:
+        """Every memory at its start."""
+        return self._state([memory.init_state(batch) for memory in self._memories])
+
+    def begin(self, tokens: Tensor) -> BankState:
+        """Persistent tokens are written to every memory."""
+        return self._state([memory.begin(tokens) for memory in self._memories])
+
+    def mix(self, x: Tensor, state: BankState, mask: Tensor | None, write: bool) -> tuple[Tensor, BankState]:
+        """One document piece; see `Mixer`."""
+        parts, states = [], []
+        for memory, held in zip(self._memories, state.memories, strict=True):
+            y, held = memory(x, held, mask=mask, write=write)
+            parts.append(y)
+            states.append(held)
+        y = (torch.stack(parts, 2) * self.weights).sum(2)  # (74)
+        return y, replace(state, memories=tuple(states))
+
+    @property
+    def _memories(self) -> list[NeuralMemory]:
+        return list(self.memories)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _state(memories: list[Any]) -> BankState:
+        return BankState(segment=memories[0].segment, memories=tuple(memories))
+
+
+@register("architecture", "bank")
+def bank(
+    *,
+    vocab_size: int,
+    dim: int = 128,
+    depth: int = 4,
+    heads: int = 4,
+    levels: Sequence[int] = LEVELS,
+    persistent: int = 4,
+    rule: RuleSpec | list[RuleSpec] = "titans",
+    conv: int = 4,
+    surprise_limit: float | None = None,
+    feed_forward: float = 8 / 3,
+    checkpoint: bool = False,
+) -> LanguageModel:
+    """A bank of memories that learn at different frequencies in every layer; options as for the mixer `bank`."""
+    mixers = [
+        MemoryBank(dim=dim, heads=heads, levels=levels, rule=rule, conv=conv, surprise_limit=surprise_limit)
+        for _ in range(depth)
+    ]
+    return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)

@@ -1,0 +1,88 @@
+"""A memory that starts anew every so many tokens of a row, all its lives in parallel (TNT, arXiv 2511.07343, eq. 6).
+
+What a memory holds after a restart does not depend on what it held before, so the shards of a call are rows of
+one batch: the first of each row goes on from the state, the others begin with the initial weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from memkit.alignment import align
+from memkit.engine import MemoryState, memorize
+from memkit.engine.memory_state import fresh_state
+from memkit.rule import Rule, Tokens
+from memkit.state import map_tensors
+
+
+def in_shards(
+    rule: Rule,
+    shard: int,
+    tokens: Tokens,
+    state: MemoryState,
+    mask: Tensor | None,
+    offset: Tensor,
+    phase: int | None,
+) -> tuple[Tensor, MemoryState]:
+    """`memorize`, but that after every `shard` valid tokens of a row its memory is `state.initial` again.
+
+    tokens: q, k, v `[B, T, H, ...]` and gates, T >= 1. offset `[B]`: valid tokens since the last restart, modulo
+    `shard`; phase: the same as an integer where all rows are known to agree, else None. Returns y `[B, T, H, V]`
+    and the state, which has restarted already where a shard is complete.
+    """
+    length, offset = tokens.k.shape[1], offset % shard
+    phase = None if phase is None else phase % shard
+    most = shard - 1 if phase is None else phase  # tokens that the running shard may hold already
+    shards = -(-(most + length) // shard)
+    if shards == 1:
+        y, state = memorize(rule, *tokens, state, mask=mask)
+    else:
+        y, state = _side_by_side(rule, shard, shards, tokens, state, mask, offset, phase)
+    return y, _restarted(rule, shard, state, length, mask, offset, phase)
+
+
+def _side_by_side(
+    rule: Rule,
+    shard: int,
+    shards: int,
+    tokens: Tokens,
+    state: MemoryState,
+    mask: Tensor | None,
+    offset: Tensor,
+    phase: int | None,
+) -> tuple[Tensor, MemoryState]:
+    """Run the shards `[B, shards]` as rows `[B * shards]`, and keep the state of the last one that has a token."""
+    batch, length = tokens.k.shape[:2]
+    row = torch.arange(batch * shards, device=offset.device)
+    rows = state.map(lambda x: x.repeat_interleave(shards, 0)).reset(row % shards > 0, rule)
+    if mask is None and phase == 0 and length == shards * shard:
+        q, k, v, gates = map_tensors(lambda x: _fold(x, shard), tokens)
+        y, rows = memorize(rule, q, k, v, gates, rows)
+        return y.unflatten(0, (batch, shards)).flatten(1, 2), rows.select(slice(shards - 1, None, shards))
+    valid = torch.ones(batch, length, dtype=torch.bool, device=offset.device) if mask is None else mask
+    grid = align(valid, offset, shards * shard)
+    q, k, v, gates = map_tensors(lambda x: _fold(grid.to_slots(x), shard), tokens)
+    y, rows = memorize(rule, q, k, v, gates, rows, mask=_fold(grid.valid, shard))
+    y = grid.to_tokens(y.unflatten(0, (batch, shards)).flatten(1, 2))
+    last = (offset + valid.sum(1) - 1).clamp(min=0) // shard
+    return y, rows.select(row[::shards] + last)
+
+
+def _fold(x: Tensor, shard: int) -> Tensor:
+    """`[B, shards * shard, ...]` -> `[B * shards, shard, ...]`."""
+    return x.unflatten(1, (-1, shard)).flatten(0, 1)
+
+
+def _restarted(
+    rule: Rule, shard: int, state: MemoryState, length: int, mask: Tensor | None, offset: Tensor, phase: int | None
+) -> MemoryState:
+    """Restart the rows whose shard is complete."""
+    if mask is not None or phase is None:
+        counted = length if mask is None else mask.sum(1)
+        return state.reset((offset + counted) % shard == 0, rule)
+    phase = (phase + length) % shard
+    # Shards may have run under a mask; without one of the call's own, all rows agree all the same.
+    return replace(state, phase=phase % rule.period) if phase else fresh_state(rule, state)
