@@ -121,7 +121,7 @@ def test_no_feed_forward() -> None:
 
 
 @pytest.mark.parametrize("dim", [64, 256])
-@pytest.mark.parametrize("architecture", ["lmm", "mac", "mag", "mal", "mamba2", "transformer"])
+@pytest.mark.parametrize("architecture", ["bank", "lmm", "mac", "mag", "mal", "mamba2", "tnt", "transformer"])
 def test_an_untrained_model_knows_nothing(architecture: str, dim: int) -> None:
     torch.manual_seed(0)
     made = memkit.build("architecture", architecture, vocab_size=256, dim=dim, depth=2, heads=4)
