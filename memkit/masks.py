@@ -15,7 +15,9 @@ def check_masks(mask: Tensor | None, segment_ids: Tensor | None, batch: int, tok
             raise ValueError(f"{name} must be [B, T] = {(batch, tokens)}; got {tuple(x.shape)}.")
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"mask must be boolean (True = a real token); got {mask.dtype}. Use mask.bool().")
-    if segment_ids is not None and (segment_ids.is_floating_point() or segment_ids.dtype == torch.bool):
+    if segment_ids is not None and (
+        segment_ids.is_floating_point() or segment_ids.is_complex() or segment_ids.dtype == torch.bool
+    ):
         raise ValueError(f"segment_ids must be integers; got {segment_ids.dtype}.")
 
 

@@ -55,6 +55,7 @@ def state_of(rule: Rule, tokens: int = 0) -> memkit.MemoryState:
         ({"mask": torch.ones(BATCH, TOKENS)}, r"mask must be boolean .*got torch\.float32\. Use mask\.bool\(\)"),
         ({"mask": torch.ones(BATCH, 4).bool()}, r"mask must be \[B, T\] = \(3, 11\); got \(3, 4\)"),
         ({"segment_ids": torch.ones(BATCH, TOKENS)}, r"segment_ids must be integers; got torch\.float32"),
+        ({"segment_ids": torch.ones(BATCH, TOKENS) * 1j}, r"segment_ids must be integers; got torch\.complex64"),
         ({"segment_ids": torch.ones(BATCH, TOKENS).bool()}, r"segment_ids must be integers; got torch\.bool"),
         ({"segment_ids": torch.ones(TOKENS).long()}, r"segment_ids must be \[B, T\] = \(3, 11\); got \(11,\)"),
         ({"segment_ids": torch.full((BATCH, TOKENS), -1)}, r"segment_ids must be at least 0; got -1"),
