@@ -8,7 +8,7 @@ Axes, here and everywhere: `B` batch, `T` tokens, `H` heads, `D` model width, `K
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
@@ -34,15 +34,17 @@ class Gate:
     """A per-token number that a rule needs.
 
     low, high: the closed range in which the rule is meant to be used (`high` may be infinite).
-    per: "head" for `[B, T, H]`, "key" for `[B, T, H, K]`, "value" for `[B, T, H, V]`, "pair" for `[B, T, H, pairs]`.
-    default: what stands in when the gate is not given; None makes the gate required.
+    per: "head" for `[B, T, H]`, "key" for `[B, T, H, K]`, "value" for `[B, T, H, V]`, "pair" for `[B, T, H, pairs]`,
+        of which `prepare` makes one number a step.
+    default: what stands in when the gate is not given, one number or (number of heads) -> one for each; None makes
+        the gate required.
     """
 
     name: str
     low: float
     high: float
     per: Literal["head", "key", "value", "pair"] = "head"
-    default: float | None = None
+    default: float | Callable[[int], Sequence[float]] | None = None
 
 
 class MemoryModel(Protocol):
@@ -258,7 +260,7 @@ def _check_rule(rule: Rule) -> None:
             f"rule {rule.name!r}: steps={rule.steps} makes several writes of a token, each at the weights that the "
             "one before left, so it needs mini_batch=1, update_every=1 and window=1."
         )
-    per_channel = [gate.name for gate in rule.weight_gates if gate.per != "head"]
+    per_channel = [gate.name for gate in rule.weight_gates if gate.per in ("key", "value")]
     if per_channel and not rule.memory.linear:
         raise ValueError(
             f"rule {rule.name!r}: the gates {per_channel} are per channel, which means something for a single matrix "

@@ -72,7 +72,7 @@ def probe(rule: Rule, tokens: Tokens, valid: Tensor | None) -> Steps:
     per_key = any(gate.per == "key" for gate in rule.weight_gates)
     like = tokens.k if per_key else tokens.k[..., 0]
     gates = {
-        gate.name: tokens.gates[gate.name].unsqueeze(-1) if per_key and gate.per == "head" else tokens.gates[gate.name]
+        gate.name: tokens.gates[gate.name].unsqueeze(-1) if per_key and gate.per != "key" else tokens.gates[gate.name]
         for gate in rule.weight_gates
     }
     one, zero = torch.ones_like(like), torch.zeros_like(like)

@@ -123,9 +123,16 @@ def gate_shape(rule: Rule, gate: Gate, k: Tensor, v: Tensor) -> tuple[int, ...]:
 def filled_in(rule: Rule, gates: Gates, k: Tensor, v: Tensor) -> dict[str, Tensor]:
     """All gates of the rule: the given ones, and defaults for those left out."""
     return {
-        name: gates[name] if name in gates else k.new_full(gate_shape(rule, gate, k, v), gate.default or 0.0)
+        name: gates[name] if name in gates else _default(gate, k, gate_shape(rule, gate, k, v))
         for name, gate in rule.gates.items()
     }
+
+
+def _default(gate: Gate, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if not callable(gate.default):
+        return like.new_full(shape, gate.default or 0.0)
+    heads = like.new_tensor(gate.default(shape[2]))
+    return heads.view(-1, *[1] * (len(shape) - 3)).expand(shape)
 
 
 def computation_dtype(*tensors: Tensor) -> torch.dtype:

@@ -261,7 +261,7 @@ def cut(tokens: Tokens, lengths: list[int]) -> list[Tokens]:
 
 def gate_at(rule: Rule, gates: Gates, index: int) -> dict[str, Tensor]:
     """The gates of a write, `[N, T]` or `[N, T, C]` per channel, at a token, shaped to meet a weight `[N, in, out]`."""
-    axes = {"head": (-1, -1), "key": (-1,), "value": (-2,)}
+    axes = {"head": (-1, -1), "pair": (-1, -1), "key": (-1,), "value": (-2,)}
     found = {}
     for gate in rule.weight_gates:
         found[gate.name] = gates[gate.name][:, index]

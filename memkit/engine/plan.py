@@ -57,7 +57,11 @@ def _not_solvable(rule: Rule) -> list[str]:
 
 
 def _not_iterable(rule: Rule) -> list[str]:
-    return _moving_weights(rule) + ([] if rule.sees_weights else ["its gradient does not see the weights"])
+    found = _moving_weights(rule)
+    channels = [gate.name for gate in rule.weight_gates if gate.per == "key"]
+    if channels:
+        found.append(f"its gates {channels} are per key channel")
+    return found + ([] if rule.sees_weights else ["its gradient does not see the weights"])
 
 
 def _not_a_write(rule: Rule) -> list[str]:
@@ -87,7 +91,7 @@ def fastest(rule: Rule) -> str:
         return "scan"
     online = rule.sees_weights and rule.mini_batch == 1
     # Compiled code cannot look whether rounds settle.
-    return "iterate" if online and not _moving_weights(rule) and not torch.compiler.is_compiling() else "dual"
+    return "iterate" if online and not _not_iterable(rule) and not torch.compiler.is_compiling() else "dual"
 
 
 def choose(rule: Rule, form: str, tokens: int) -> str:
@@ -140,7 +144,7 @@ def _why_dual(rule: Rule) -> str:
     if not rule.sees_weights:
         return "dual: its gradient does not see the weights, so blocks of any size run at once."
     if rule.mini_batch == 1:
-        obstacles = "; ".join(_moving_weights(rule)) or "compiled code cannot look whether rounds of 'iterate' settle"
+        obstacles = "; ".join(_not_iterable(rule)) or "compiled code cannot look whether rounds of 'iterate' settle"
         return (
             "dual: one token at a time, because mini_batch=1 updates the weights that the next gradient sees at "
             f"every token, and {obstacles}. A larger mini_batch is parallel, and another rule."

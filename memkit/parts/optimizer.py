@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,9 +32,15 @@ def zero_slot(weight: Tensor) -> Slots:
 
 
 @register("optimizer", "gradient_descent")
-def gradient_descent() -> Optimizer:
-    """Plain gradient descent; gate lr."""
-    return Optimizer(name="gradient_descent", step=gradient_step, gates=(LR,))
+def gradient_descent(
+    *, lr: float | None = None, lr_max: float = math.inf, per: Literal["head", "pair"] = "head"
+) -> Optimizer:
+    """Plain gradient descent; gate lr.
+
+    lr: what stands in for the gate when it is not given; None makes it required. lr_max: the end of its range.
+    per: a number a head, or one for each of several pairs that a token brings.
+    """
+    return Optimizer(name="gradient_descent", step=gradient_step, gates=(Gate("lr", 0.0, lr_max, per, lr),))
 
 
 @register("optimizer", "momentum")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 from torch import Tensor
 
 from memkit.registry import register
@@ -27,6 +30,6 @@ def none() -> Retention:
 
 
 @register("retention", "decay")
-def decay() -> Retention:
-    """Weight decay: a data-dependent forget gate; gate decay."""
-    return Retention(name="decay", keep=keep_decayed, gates=(DECAY,))
+def decay(*, per: Literal["head", "key"] = "head") -> Retention:
+    """Weight decay: a data-dependent forget gate; gate decay, a number a head or a key channel."""
+    return Retention(name="decay", keep=keep_decayed, gates=(replace(DECAY, per=per),))

@@ -46,7 +46,7 @@ def clearing_gates(rule: Rule, problem: RuleProblem) -> None:
 def descent(rule: Rule, problem: RuleProblem) -> None:
     """d loss / d lr <= 0 at lr = 0: the first write of a document, without decay, makes its token's loss smaller.
 
-    Under update_every = n the write is of n times the same token.
+    Under update_every = n the write is of n times the same token; of several pairs, lr is one for all of them.
     """
     state = problem.fresh_state(rule)
     one = set_gates(problem.tokens_for(rule, 1), decay=0.0)
@@ -56,6 +56,8 @@ def descent(rule: Rule, problem: RuleProblem) -> None:
     _, after = problem.engine.memorize(rule, *tokens, state, form=problem.form)
     loss = token_loss(rule, tokens, after)
     slope = torch.autograd.grad(loss.sum(), lr, allow_unused=True, materialize_grads=True)[0].sum(1)
+    if rule.gates["lr"].per == "pair":  # their losses are one, and a pair's own step may make the others' larger
+        slope = slope.sum(-1)
     size = float(slope.abs().max())
     if not size <= LARGEST:
         raise Discarded(f"d loss / d lr reaches {size:.3g}.")
@@ -98,16 +100,18 @@ def outer_gradient(rule: Rule, problem: RuleProblem) -> None:
 
 def declares_something_linear(rule: Rule) -> bool:
     """Whether there is a claim for `linear_as_declared` to look at."""
-    return any(part.linear for part in (rule.memory, rule.objective, rule.optimizer, rule.retention))
+    claims = (part.linear for part in (rule.memory, rule.objective, rule.optimizer, rule.retention))
+    return rule.objective.quadratic or any(claims)
 
 
 def linear_as_declared(rule: Rule, problem: RuleProblem) -> None:
     """What is declared linear acts on every matrix entry with the coefficients that it shows for units.
 
     step(grad, weight, slots) = sum of step(unit) times each of them, and keep likewise; a linear memory is
-    M(x) = x W; a linear objective has the same slope at every prediction.
+    M(x) = x W; a linear objective has the same slope at every prediction, and a quadratic one the slope
+    h * prediction + r, with one number h a token.
     """
-    tokens = problem.tokens_for(rule, 1)
+    tokens = rule.prepare(problem.tokens_for(rule, 1))
     gates = _at_weights(rule, tokens.gates)
     optimizer, retention = rule.optimizer, rule.retention
     weight, grad, *rest = _matrices(problem, 2 + len(rule.init_slots(torch.zeros(()))))
@@ -133,6 +137,12 @@ def linear_as_declared(rule: Rule, problem: RuleProblem) -> None:
     if rule.objective.linear:
         slopes = [_loss_slope(rule, prediction, tokens) for prediction in (tokens.v, tokens.v.square() - 1)]
         same("the slope of a linear objective at another prediction", slopes[0], slopes[1])
+    if rule.objective.quadratic:
+        at_zero, at_one = (_loss_slope(rule, torch.full_like(tokens.v, x), tokens) for x in (0.0, 1.0))
+        # Predictions of very different sizes, so that a bend anywhere is met.
+        prediction = tokens.v.flip(-1) * 10 ** (3 * tokens.v.tanh())
+        wanted = at_zero + (at_one - at_zero)[..., :1] * prediction
+        same("the slope of a quadratic objective, h * prediction + r,", _loss_slope(rule, prediction, tokens), wanted)
 
 
 def _superposes(name: str, function: Callable[..., Sequence[Tensor]], parts: list[Tensor]) -> None:
@@ -153,13 +163,12 @@ def _matrices(problem: RuleProblem, count: int) -> list[Tensor]:
 
 def _at_weights(rule: Rule, gates: Gates) -> dict[str, Tensor]:
     """The first token's gates of the first head, shaped to meet a weight `[B, K, V]`."""
-    axes = {"head": (-1, -1), "key": (-1,), "value": (-2,)}
+    axes = {"head": (-1, -1), "pair": (-1, -1), "key": (-1,), "value": (-2,)}
     found = {}
-    for name, gate in gates.items():
-        gate = gate[:, 0, 0]
-        for axis in axes[rule.gates[name].per]:
-            gate = gate.unsqueeze(axis)
-        found[name] = gate
+    for gate in rule.weight_gates:
+        found[gate.name] = gates[gate.name][:, 0, 0]
+        for axis in axes[gate.per]:
+            found[gate.name] = found[gate.name].unsqueeze(axis)
     return found
 
 

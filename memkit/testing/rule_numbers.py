@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 
@@ -107,8 +108,10 @@ def _contractive(rule: Rule, problem: RuleProblem, length: int, start: int) -> T
     lesson = torch.randn(problem.key_dim, problem.value_dim, generator=problem.generator(10), dtype=torch.float64)
     gates = dict(tokens.gates)
     # A mini-batch's gradients add up before the first of them is felt.
-    gates["lr"] = gates["lr"] / (4 * OPEN_RANGE * rule.period)
+    high = rule.gates["lr"].high
+    gates["lr"] = gates["lr"] / (4 * (high if math.isfinite(high) else OPEN_RANGE) * rule.period)
     gates["decay"] = gates["decay"] / 20
     if "momentum" in gates:
         gates["momentum"] = gates["momentum"] / 2
-    return tokens._replace(v=tokens.k @ lesson, gates=gates)
+    v = (tokens.k.unflatten(-1, (rule.pairs, -1)) @ lesson).flatten(-2)
+    return tokens._replace(v=v, gates=gates)

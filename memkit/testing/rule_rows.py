@@ -109,7 +109,7 @@ def _row_apart(
     rule: Rule, problem: RuleProblem, tokens: Tokens, state: MemoryState, b: int, parts: list[Tensor]
 ) -> tuple[Tensor, MemoryState]:
     """Row b, one call a document and the masked tokens left out."""
-    row, y = slice(b, b + 1), torch.zeros_like(tokens.v[b : b + 1])
+    row, y = slice(b, b + 1), torch.zeros_like(tokens.v[b : b + 1, ..., : problem.value_dim])
     state = state.select(row)
     for number, part in enumerate(parts):
         if number:
