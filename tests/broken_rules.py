@@ -70,6 +70,11 @@ def wrong_bracket(prediction: Tensor, target: Tensor, gates: Gates) -> Tensor:
     return WrongBracket.apply(prediction, target)  # type: ignore[return-value]
 
 
+def bent(prediction: Tensor, target: Tensor, gates: Gates) -> Tensor:
+    """A loss that grows like a square near the target, and not so fast farther away."""
+    return ((prediction - target).square().sum(-1) + 1).sqrt()
+
+
 def with_part(part: str, **changes: Any) -> Rule:
     """The honest rule with fields of one part changed."""
     return replace(HONEST, **{part: replace(getattr(HONEST, part), **changes)})
@@ -78,6 +83,7 @@ def with_part(part: str, **changes: Any) -> Rule:
 RULES: dict[str, tuple[str, Rule]] = {
     "ascent by double negation": ("descent", with_part("optimizer", step=ascend)),
     "clipping, said to be linear": ("linear as declared", with_part("optimizer", step=clip)),
+    "a loss that bends, said to be quadratic": ("linear as declared", with_part("objective", loss=bent)),
     "forget gate swapped": ("clearing gates", with_part("retention", keep=keep_forgotten)),
     "decay that no gate switches off": ("neutral gates", with_part("retention", keep=always_forget)),
     "bracket in a hand-written gradient": ("inner gradient", with_part("objective", loss=wrong_bracket)),
