@@ -63,6 +63,18 @@ def test_a_form_that_is_not_exact_is_refused(rule: Rule, form: plan.Form, messag
 
 
 @pytest.mark.parametrize(
+    ("changes", "form", "message"),
+    [
+        ({}, "iterate", r"has no iterate form: its gates \['decay'\] are per key channel"),
+        ({"window": 3}, "dual", r"its gates \['decay'\] are per key channel, and its writes use 3 gradients"),
+    ],
+)
+def test_forms_that_gates_per_key_channel_do_not_have(changes: Any, form: plan.Form, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan.choose(replace(memkit.build("rule", "kda"), **changes), form, 1)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"rounds": 3}, r"rounds and tolerance are for form='iterate'; got form='auto'"),

@@ -12,6 +12,7 @@ import torch
 import memkit
 from memkit.mixers.specs import mixer_config
 from memkit.parts.optimizer import momentum
+from memkit.parts.retention import decay
 from memkit.rule import Rule, at_decayed, at_lookahead
 from memkit.testing import parametrize_with_laws
 
@@ -42,7 +43,8 @@ RULES = {name: memkit.build("rule", name) for name in memkit.names("rule")} | {
     "omega": replace(MATRIX_RULE, window=3),
     "ttt_linear": memkit.build("rule", "ttt_linear", mini_batch=4),
     "delta_product not gated": memkit.build("rule", "delta_product", pairs=3, gated=False),
-    "kda with momentum": replace(memkit.build("rule", "kda"), optimizer=momentum()),
+    "kda with momentum": replace(memkit.build("rule", "kda"), optimizer=momentum(), read="before"),
+    "titans by channel": replace(MATRIX_RULE, retention=decay(per="key")),
     "every third": replace(ONLINE, update_every=3),
 }
 

@@ -2,7 +2,7 @@
 
 Weight and slots of a matrix lie below each other, `[N, n * in, out]`: one product reads them all. A block's
 writes are never formed: write s is a_s^T r_s, from its inputs a `[N, S, in]` and errors r `[N, S, out]`.
-With gates per key channel the coefficients have an axis `K`, `[N, K, ...]`, which is the matrix's `in`.
+With gates per key channel carries have an axis `K`, `[N, K, ...]`, which is the matrix's `in`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from memkit.engine.coefficients import Effect
+from memkit.engine import coefficients
+from memkit.engine.channels import AnyEffect, ChannelEffect
 from memkit.engine.memory_state import Rows, Weights
 
 
@@ -36,16 +37,24 @@ def mixed(carry: Tensor, x: Tensor) -> Tensor:
     return torch.cat([p * x for p in by_token.unbind(-1)], -1)
 
 
-def scores(write: Tensor, x: Tensor, a: Tensor) -> Tensor:
-    """How much x_t hears of write s, `[N, T, S]`; write: the effect `[N, (K,) T, S]`."""
-    if write.dim() == 3:
-        return (x @ a.mT) * write
-    return torch.einsum("ntk,nkts,nsk->nts", x, write, a)
+def met(effect: AnyEffect, x: Tensor) -> Tensor:
+    """x `[N, T, in]` as it meets the carry under an effect, `[N, T, n * in]`."""
+    return effect.mixed(x) if isinstance(effect, ChannelEffect) else mixed(effect.carry, x)
 
 
-def read(effect: Effect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> Tensor:
+def heard(effect: AnyEffect, x: Tensor, a: Tensor) -> Tensor:
+    """How much x_t hears of write s, (x a^T) * C, `[N, T, S]`."""
+    return effect.scores(x, a) if isinstance(effect, ChannelEffect) else (x @ a.mT) * effect.write
+
+
+def read(effect: AnyEffect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> Tensor:
     """x_t times the matrix that token t sees: P (x Z) + ((x a^T) * C) r, `[N, T, out]`."""
-    return torch.baddbmm(mixed(effect.carry, x) @ carry, scores(effect.write, x, a), r)
+    return torch.baddbmm(met(effect, x) @ carry, heard(effect, x, a), r)
+
+
+def before(effect: AnyEffect) -> AnyEffect:
+    """Effects on the weights before each token's write instead of after it."""
+    return effect._replace(before=True) if isinstance(effect, ChannelEffect) else coefficients.before(effect)
 
 
 def written(last_write: Tensor, a: Tensor) -> Tensor:

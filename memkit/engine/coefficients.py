@@ -5,7 +5,8 @@ with the same scalars A_t, b_t for every entry, or for every entry of a key chan
 update for them with units; `unroll` multiplies them out over a block. Only products and sums: gates of
 exactly 0 and 1 are legal, and nothing is divided by a product of gates, which reaches 1e-29 in 64 tokens.
 
-Shapes: `[..., L]` is a block of L tokens of a row; with gates per key channel `...` ends in `K`, else it does not.
+Shapes: `[..., L]` is a block of L tokens of a row. Steps with gates per key channel have an axis K after that of the
+tokens; `channels` multiplies those out.
 """
 
 from __future__ import annotations
@@ -19,26 +20,31 @@ from memkit.rule import Rule, Slots, Tokens, at_weights
 
 
 class Steps(NamedTuple):
-    """What each token does: A `[..., L, n, n]`, b `[..., L, n]`, and the gradient's point as a sum over z_{t-1}.
+    """What each token does: A `[N, L, (K,) n, n]`, b `[N, L, (K,) n]`, and the gradient's point as a sum over z_{t-1}.
 
-    point `[..., L, n]`, or None where it is the weight itself.
+    point `[N, L, (K,) n]`, or None where it is the weight itself.
     """
 
     transition: Tensor
     write: Tensor
     point: Tensor | None
 
+    @property
+    def per_key(self) -> bool:
+        """Whether every key channel has numbers of its own."""
+        return self.write.dim() == 4
+
     def cut(self, lengths: list[int]) -> list[Steps]:
         """Parts of these lengths, one after the other."""
-        point = [None] * len(lengths) if self.point is None else self.point.split(lengths, -2)
-        pieces = zip(self.transition.split(lengths, -3), self.write.split(lengths, -2), point, strict=True)
+        point = [None] * len(lengths) if self.point is None else self.point.split(lengths, 1)
+        pieces = zip(self.transition.split(lengths, 1), self.write.split(lengths, 1), point, strict=True)
         return [Steps(*piece) for piece in pieces]
 
     def blocks(self, count: int, length: int) -> Steps:
-        """Blocks as an axis before their tokens: `[..., count, length, .]`."""
+        """Blocks as an axis before their tokens: `[N, count, length, .]`."""
         shape = (count, length)
-        point = None if self.point is None else self.point.unflatten(-2, shape)
-        return Steps(self.transition.unflatten(-3, shape), self.write.unflatten(-2, shape), point)
+        point = None if self.point is None else self.point.unflatten(1, shape)
+        return Steps(self.transition.unflatten(1, shape), self.write.unflatten(1, shape), point)
 
 
 class Effect(NamedTuple):
@@ -91,10 +97,7 @@ def probe(rule: Rule, tokens: Tokens, valid: Tensor | None) -> Steps:
         eye = torch.eye(n, dtype=like.dtype, device=like.device)
         transition = torch.where(there[..., None, None], transition, eye)
         write = torch.where(there[..., None], write, zero[..., None])
-    point = torch.stack(seen, -1) if seen else None
-    if not per_key:
-        return Steps(transition, write, point)
-    return Steps(transition.movedim(2, 1), write.movedim(2, 1), None if point is None else point.movedim(2, 1))
+    return Steps(transition, write, torch.stack(seen, -1) if seen else None)
 
 
 def unroll(steps: Steps, *, point: bool = False) -> Coefficients:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from memkit.alignment import pick
-from memkit.engine import coefficients
-from memkit.engine.block import fold, parts, read, stacked, unstacked
+from memkit.engine import channels, coefficients
+from memkit.engine.block import before, fold, parts, read, stacked, unstacked
+from memkit.engine.channels import AnyCoefficients
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.memory_state import Rows, Weights, Window, as_window, cut, gate_at, join
 from memkit.engine.scan import Watch
@@ -47,13 +48,13 @@ def dual(
     carry, anchor, window = stacked(rows), dict(rows.anchor), rows.window
     lengths = [block.stop - block.start for block in blocks]
     steps = coefficients.probe(rule, tokens, valid)
-    for block, here, own in zip(blocks, cut(tokens, lengths), of_blocks(steps, lengths), strict=True):
+    for block, here, own in zip(blocks, cut(tokens, lengths), _each(steps, lengths), strict=True):
         size = block.stop - block.start
         anchor = begin(rule, block, carry, anchor, rows, here.gates)
         sources = here if window is None else join(window, as_window(rule, here, valid, slice(block.start, block.stop)))
         tape = record(rule, sources.k, sources.v, sources.gates, anchor, rows.constants, surprise=watch is not None)
         observe_block(watch, tape, size)
-        if isinstance(sources, Window):
+        if isinstance(sources, Window) and isinstance(own, Coefficients):
             own = _spread(own, _band(rule, sources, size))
             window = _latest(sources, rule.window - 1)
         past, carry = carry, after(carry, own, tape)
@@ -73,6 +74,10 @@ def of_blocks(steps: Steps, lengths: list[int], *, point: bool = False) -> Itera
     runs = [(len(list(group)), length) for length, group in groupby(lengths)]
     for run, some in zip(runs, steps.cut([count * length for count, length in runs]), strict=True):
         yield from _unbound(coefficients.unroll(some.blocks(*run), point=point))
+
+
+def _each(steps: Steps, lengths: list[int]) -> Iterator[AnyCoefficients]:
+    return map(channels.unroll, steps.cut(lengths)) if steps.per_key else of_blocks(steps, lengths)
 
 
 def _unbound(run: Coefficients) -> Iterator[Coefficients]:
@@ -97,13 +102,13 @@ def begin(rule: Rule, block: Block, carry: Weights, anchor: Weights, rows: Rows,
     return fresh
 
 
-def reader(rule: Rule, carry: Weights, own: Coefficients, tape: Tape) -> Linear:
+def reader(rule: Rule, carry: Weights, own: AnyCoefficients, tape: Tape) -> Linear:
     """What `linear` means when a query is read: x times the weight after (or before) each token's write."""
-    seen = own.weight if rule.read == "after" else coefficients.before(own.weight)
+    seen = own.weight if rule.read == "after" else before(own.weight)
     return lambda name, x: read(seen, x, carry[name], tape.inputs[name], tape.errors[name])
 
 
-def after(carry: Weights, own: Coefficients, tape: Tape) -> Weights:
+def after(carry: Weights, own: AnyCoefficients, tape: Tape) -> Weights:
     """(Weight, slots) after the block."""
     return {
         name: fold(own.last_carry, own.last_write, x, tape.inputs[name], tape.errors[name]) for name, x in carry.items()
@@ -138,7 +143,6 @@ def _band(rule: Rule, sources: Window, writes: int) -> Tensor:
 
 def _spread(own: Coefficients, band: Tensor) -> Coefficients:
     """Coefficients of sources instead of writes."""
-    band = band if own.last_write.dim() == 3 else band[:, None]  # the same for every key channel
     weight = own.weight._replace(write=own.weight.write @ band)
     return own._replace(weight=weight, last_write=band.mT @ own.last_write)
 

@@ -27,10 +27,17 @@ def _not_linear(rule: Rule) -> list[str]:
             found.append(f"its {kind} {part.name!r} is not linear in the gradient")
     if rule.update_every > 1:
         found.append(f"it writes once every {rule.update_every} tokens")
-    channels = [gate.name for gate in rule.weight_gates if gate.per == "value"]
+    channels = _channels(rule, "value")
     if channels:
         found.append(f"its gates {channels} are per value channel")
+    channels = _channels(rule, "key")
+    if channels and rule.window > 1:
+        found.append(f"its gates {channels} are per key channel, and its writes use {rule.window} gradients")
     return found
+
+
+def _channels(rule: Rule, axis: str) -> list[str]:
+    return [gate.name for gate in rule.weight_gates if gate.per == axis]
 
 
 def _moving_weights(rule: Rule) -> list[str]:
@@ -58,7 +65,7 @@ def _not_solvable(rule: Rule) -> list[str]:
 
 def _not_iterable(rule: Rule) -> list[str]:
     found = _moving_weights(rule)
-    channels = [gate.name for gate in rule.weight_gates if gate.per == "key"]
+    channels = _channels(rule, "key")
     if channels:
         found.append(f"its gates {channels} are per key channel")
     return found + ([] if rule.sees_weights else ["its gradient does not see the weights"])

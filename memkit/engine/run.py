@@ -18,8 +18,6 @@ from memkit.layout import Layout, lay_out, without_periods
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
 
-PER_KEY_BLOCK = 16
-"""With gates per key channel coefficients are K times as many, and blocks so much shorter."""
 ITERATE_BLOCK = 16
 """Gradient points that rounds settle together: more of them need more rounds."""
 
@@ -47,8 +45,6 @@ def run(
     mask `[N, T]`; offset `[N]` and phase as in a state. `watch` receives (loss, surprise) `[N, .]` in order.
     """
     size = how.block_size
-    if any(gate.per == "key" for gate in rule.weight_gates):
-        size = min(size, PER_KEY_BLOCK)
     if how.form == "scan":
         return scan(rule, tokens, rows, mask, offset, watch)
     if how.form == "solve":

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.engine import coefficients
-from memkit.engine.block import kept, mixed, read, scores, stacked, unstacked, written
+from memkit.engine import channels, coefficients
+from memkit.engine.block import before, heard, kept, met, read, stacked, unstacked, written
+from memkit.engine.channels import AnyCoefficients
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.memory_state import Rows, cut
 from memkit.engine.scan import Watch
@@ -63,7 +64,8 @@ def _blocks(
 ) -> tuple[Tensor, Tensor]:
     """Run (how many, how long) blocks: the system of all, the loop, the reading of all."""
     rows, count = tokens.k.shape[0], shape[0]
-    own = _batched(coefficients.unroll(steps.blocks(*shape), point=True))
+    cut_up = steps.blocks(*shape)
+    own = channels.unroll(cut_up, point=True) if steps.per_key else _batched(coefficients.unroll(cut_up, point=True))
     here = _blocks_as_rows(tokens, shape)
     errors = _errors(rule, here, own)
     # The loop: what each block is handed, and its errors.
@@ -76,20 +78,20 @@ def _blocks(
         found.append(r if by_carry is None else torch.baddbmm(r, by_carry[j], carry))
         carry = torch.baddbmm(kept(keep, carry), write, found[-1])
     z, r = (torch.stack(x, 1).flatten(0, 1) for x in (past, found))
-    seen = own.weight if rule.read == "after" else coefficients.before(own.weight)
+    seen = own.weight if rule.read == "after" else before(own.weight)
     y = rule.memory.forward(lambda name, x: read(seen, x, z, here.k, r), here.q, {})
     if watch is not None:
         watch.append(_met(rule, here, own, z, r, rows))
     return y.unflatten(0, (rows, count)).flatten(1, 2), carry
 
 
-def _errors(rule: Rule, here: Tokens, own: Coefficients) -> _Errors:
+def _errors(rule: Rule, here: Tokens, own: AnyCoefficients) -> _Errors:
     """Solve the triangular systems of blocks `[N, L, ...]` for any carry."""
     fixed, slope = _affine(rule, here)
     if rule.objective.linear or own.point is None:
         return _Errors(fixed, None)
-    system = -slope * scores(own.point.write, here.k, here.k)  # strictly lower; the diagonal of 1 is implied
-    sides = torch.cat([slope * mixed(own.point.carry, here.k), fixed], -1)
+    system = -slope * heard(own.point, here.k, here.k)  # strictly lower; the diagonal of 1 is implied
+    sides = torch.cat([slope * met(own.point, here.k), fixed], -1)
     solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
     by_carry, fixed = solved.split([solved.shape[-1] - fixed.shape[-1], fixed.shape[-1]], -1)
     return _Errors(fixed, by_carry)
@@ -114,9 +116,9 @@ def _affine(rule: Rule, here: Tokens) -> tuple[Tensor, Tensor]:
     return at_zero, (at_one - at_zero)[..., :1]
 
 
-def _met(rule: Rule, here: Tokens, own: Coefficients, z: Tensor, r: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+def _met(rule: Rule, here: Tokens, own: AnyCoefficients, z: Tensor, r: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Loss and surprise of every token at the weights that its gradient saw."""
-    seen = own.point or coefficients.before(own.weight)
+    seen = own.point or before(own.weight)
     loss = rule.objective.loss(read(seen, here.k, z, here.k, r), here.v, here.gates)
     surprise = here.k.norm(dim=-1) * r.norm(dim=-1)
     loss, surprise = (x.detach().unflatten(0, (rows, -1)).flatten(1, 2) for x in (loss, surprise))
@@ -130,10 +132,10 @@ def _blocks_as_rows(tokens: Tokens, shape: tuple[int, int]) -> Tokens:
 
 
 def _batched(own: Coefficients) -> Coefficients:
-    """Coefficients `[N, (K,) blocks, ., .]` as `[N * blocks, (K,) ., .]`."""
+    """Coefficients `[N, blocks, ., .]` as `[N * blocks, ., .]`."""
 
     def batched(x: Tensor) -> Tensor:
-        return x.movedim(-3, 1).flatten(0, 1)
+        return x.flatten(0, 1)
 
     point = None if own.point is None else Effect(*map(batched, own.point))
     return Coefficients(Effect(*map(batched, own.weight)), point, batched(own.last_carry), batched(own.last_write))
