@@ -176,18 +176,14 @@ def test_a_rule_is_its_textbook_recurrence(name: str) -> None:
             assert_near(a, b, f"{form}: the gradient of {leaf}")
 
 
-def test_what_a_default_stands_for() -> None:
-    """Gates left out are the paper's: a write counts 1, a head of RetNet fades at its own pace."""
-    for name, gates in {
-        "linear_attention": {"lr": [1.0, 1.0]},
-        "retnet": {"lr": [1.0, 1.0], "decay": [1 / 32, 1 / 64]},
-    }.items():
-        case = Case(name)
-        full = {key: torch.tensor(x).double().expand(BATCH, TOKENS, HEADS) for key, x in gates.items()}
-        tokens = [case.leaves[x] for x in "qkv"]
-        for a, b in zip(
-            tensors(memkit.memorize(case.rule, *tokens, full, case.state)),
-            tensors(memkit.memorize(case.rule, *tokens, {}, case.state)),
-            strict=True,
-        ):
-            assert torch.equal(a, b)
+@pytest.mark.parametrize(
+    ("name", "defaults"),
+    [("linear_attention", {"lr": [1.0, 1.0]}), ("retnet", {"lr": [1.0, 1.0], "decay": [1 / 32, 1 / 64]})],
+)
+def test_gates_left_out_are_those_of_the_paper(name: str, defaults: dict[str, list[float]]) -> None:
+    case = Case(name)
+    q, k, v = (case.leaves[x] for x in "qkv")
+    given = {key: torch.tensor(x).double().expand(BATCH, TOKENS, HEADS) for key, x in defaults.items()}
+    found = [tensors(memkit.memorize(case.rule, q, k, v, gates, case.state)) for gates in (given, {})]
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
