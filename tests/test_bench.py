@@ -25,6 +25,7 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert slow.relative_to(fast) == Spread(2.0, 3.0, 4.0)
     assert str(slow.relative_to(fast)) == "3.00 (2.00 to 4.00)"
     assert slow.median == 4.0
+    assert slow.each(2).relative_to(fast) == Spread(1.0, 1.5, 2.0)
 
 
 def test_rules_has_a_row_for_every_rule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -40,8 +41,16 @@ def test_rules_has_a_row_for_every_rule(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert markdown.read_text().splitlines()[4].startswith("| rule | form | forward |")
     titans = json.loads(data.read_text())["rules"]["titans"]
     assert titans["form"] == "dual"
+    assert titans["tokens"] == 8
     # Two matrices and two momenta of 4 x 16 a head, 4 heads; beginning and anchor besides.
     assert titans["state_bytes"] - 16 == 4 * 4 * 2 * (4 * 16) * 4
+
+
+def test_rules_with_a_large_state_are_timed_on_few_tokens() -> None:
+    wide = memkit.build("rule", "titans", expansion=64)
+    assert rules.state_bytes(wide) > rules.LARGE_STATE
+    assert rules.tokens_of(wide) == 128
+    assert rules.tokens_of(memkit.build("rule", "kda")) == 2048
 
 
 def test_rounds_come_closer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from memkit.engine.inputs import gate_shape
 from memkit.rule import Rule
 
 TOKENS, HEADS, WIDTH, ROUNDS = 2048, 4, 64, 5
+LARGE_STATE, FEW_TOKENS = 4 * 2**20, 128
+"""Rules whose state of one row has more bytes are timed on so few tokens: they are as slow as their state is large."""
 YARDSTICK = "titans, depth 1"
 
 
@@ -31,12 +33,13 @@ def rules(tell: Tell) -> Benchmark:
             tell(name, done, total)
             done += 1
 
-        times[backward] = take_turns({name: call(rule, backward) for name, rule in known.items()}, ROUNDS, count)
+        taken = take_turns({name: call(rule, backward) for name, rule in known.items()}, ROUNDS, count)
+        times[backward] = {name: taken[name].each(tokens_of(rule)) for name, rule in known.items()}
     rows, data = [], {}
     for name, rule in known.items():
         form = memkit.explain(rule).partition(":")[0]
         ratios = [times[backward][name].relative_to(times[backward][YARDSTICK]) for backward in (False, True)]
-        speeds = [TOKENS / times[backward][name].median for backward in (False, True)]
+        speeds = [1 / times[backward][name].median for backward in (False, True)]
         state = state_bytes(rule)
         rows.append((name, form, *map(str, ratios), *(f"{speed:,.0f}" for speed in speeds), f"{state / 1024:.0f}"))
         data[name] = {
@@ -44,12 +47,14 @@ def rules(tell: Tell) -> Benchmark:
             "forward": vars(ratios[0]),
             "forward_backward": vars(ratios[1]),
             "tokens_per_second": speeds,
+            "tokens": tokens_of(rule),
             "state_bytes": state,
         }
     columns = ("rule", "form", "forward", "forward + backward", "tokens/s", "tokens/s, both", "state, KiB")
     notes = (
         f"Time a token in multiples of `titans` with a matrix a head and mini-batches of 16 (median, least and largest "
-        f"of {ROUNDS} rounds in which all rules take turns); T = {TOKENS}, {HEADS} heads of {WIDTH}, one row, float32, "
+        f"of {ROUNDS} rounds in which all rules take turns); T = {TOKENS}, or {FEW_TOKENS} where the state is above "
+        f"{LARGE_STATE // 2**20} MiB; {HEADS} heads of {WIDTH}, one row, float32, "
         f"{torch.get_num_threads()} thread(s) of {os.cpu_count()} cores, torch {torch.__version__}. "
         "Rules as they are built by name; state of one row."
     )
@@ -59,7 +64,7 @@ def rules(tell: Tell) -> Benchmark:
 def call(rule: Rule, backward: bool) -> Callable[[], None]:
     """One pass over random tokens with unit keys and gates inside their ranges, small steps."""
     g = torch.Generator().manual_seed(0)
-    shape = (1, TOKENS, HEADS)
+    shape = (1, tokens_of(rule), HEADS)
     q = torch.randn(*shape, WIDTH, generator=g)
     k, v = (torch.randn(*shape, rule.pairs, WIDTH, generator=g) for _ in range(2))
     q, k, v = q / q.norm(dim=-1, keepdim=True), (k / k.norm(dim=-1, keepdim=True)).flatten(3), v.flatten(3)
@@ -79,6 +84,11 @@ def call(rule: Rule, backward: bool) -> Callable[[], None]:
             y.square().mean().backward()
 
     return run
+
+
+def tokens_of(rule: Rule) -> int:
+    """How many tokens a rule is timed on."""
+    return min(TOKENS, FEW_TOKENS) if state_bytes(rule) > LARGE_STATE else TOKENS
 
 
 def state_bytes(rule: Rule) -> int:

@@ -19,6 +19,10 @@ class Times:
         """The median of the rounds, in seconds."""
         return statistics.median(self.seconds)
 
+    def each(self, count: int) -> Times:
+        """The same for one of `count` things that were timed together."""
+        return Times(tuple(seconds / count for seconds in self.seconds))
+
     def relative_to(self, other: Times) -> Spread:
         """How many times as long as `other` this took, round by round."""
         return Spread.of([mine / its for mine, its in zip(self.seconds, other.seconds, strict=True)])
