@@ -1,6 +1,6 @@
 """The command `memkit`.
 
-Exit codes: 0 done, 1 a run failed, 2 a mistake in what was asked for, 130 interrupted.
+Exit codes: 0 done, 1 a run failed or a law was broken, 2 a mistake in what was asked for, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PIPED_WIDTH = 200  # columns of a table that goes to a file or another program
 
 app = typer.Typer(
     name="memkit",
-    help="Memory layers for sequence models: list the parts, run ablations, train and sample small models.",
+    help="Memory layers for sequence models: list and check the parts, run ablations, train small models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -76,6 +76,57 @@ def list_components(
         print_kind(kind, _out())
     else:
         print_component(kind, name, _out())
+
+
+@app.command()
+def check(
+    what: Annotated[str, typer.Argument(help="A Python file, the name of a rule, mixer or architecture, or `all`.")],
+    profile: Annotated[str, typer.Option(help="quick, default, or nightly (10,000 problems a law).")] = "default",
+    law: Annotated[Pairs, typer.Option("--law", help="Only this law; repeat.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the problems.")] = 0,
+    kind: Annotated[str | None, typer.Option(help="Only rule, mixer or architecture.")] = None,
+    option: Annotated[Pairs, typer.Option("--option", help="Of the component, key=value; repeat.")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="Problems a law, instead of the profile's.")] = None,
+    example: Annotated[str | None, typer.Option(help="One problem, as a failure shows it; with --law.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: the i-th of n parts of the work.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes at a time.")] = 1,
+    folder: Annotated[Path | None, typer.Option("--out", "-o", help="Keep verdicts here; the same goes on.")] = None,
+) -> None:
+    """Hold components to the laws of memory rules, mixers and language models.
+
+    Exit codes: 0 every law kept, 1 a law broken, 2 something that could not be used.
+
+    Examples:
+
+    - `memkit check my_rule.py`
+    - `memkit check titans --option depth=1 --law causality --profile quick`
+    - `memkit check all --profile nightly --seed 1 --jobs 2 --out runs/nightly`
+    """
+    try:
+        from ablations.checking import Asked
+        from ablations.checking import check as hold
+    except ImportError as error:  # hypothesis and pytest are an extra
+        raise ValueError(str(error)) from None
+    asked = Asked(
+        what=what,
+        kind=kind,
+        options=assignments(option or []),
+        profile=profile,
+        laws=law or [],
+        seed=seed,
+        examples=examples,
+        shard=shard,
+        example=example,
+        jobs=jobs,
+        folder=folder,
+    )
+    try:
+        code = hold(asked, Console() if sys.stdout.isatty() else Console(width=80), _err())
+    except KeyboardInterrupt:
+        kept = f" Verdicts are kept in {folder}; the same command goes on from there." if folder else ""
+        _tell(f"Interrupted.{kept}")
+        raise typer.Exit(130) from None
+    raise typer.Exit(code)
 
 
 @app.command()

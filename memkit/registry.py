@@ -31,12 +31,14 @@ Spec = str | dict[str, Any]
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 _factories: dict[str, dict[str, Callable[..., Any]]] = {}
+_exemptions: dict[tuple[str, str], dict[str, str]] = {}
 _discovered = False
 
 
-def register(kind: str, name: str) -> Callable[[Factory], Factory]:
+def register(kind: str, name: str, *, exempt: Mapping[str, str] | None = None) -> Callable[[Factory], Factory]:
     """Decorate a factory so that `build(kind, name, **options)` calls it.
 
+    exempt: law -> reason, for laws of `memkit.testing` that the component is not meant to keep (see `exemptions`).
     Raises `ValueError` when another factory already has that name.
     """
 
@@ -51,9 +53,29 @@ def register(kind: str, name: str) -> Callable[[Factory], Factory]:
                 f"{kind} {name!r} is already registered by {held.__module__}.{held.__qualname__}. Choose another name."
             )
         known[name] = factory
+        _exemptions[kind, name] = dict(exempt or {})
         return factory
 
     return add
+
+
+def exemptions(kind: str, name: str) -> dict[str, str]:
+    """The laws that a component says it does not keep, with reasons; whoever holds it to laws is strict about them."""
+    return dict(_exemptions.get((kind, name), {}))
+
+
+def registered_by(module: str) -> list[tuple[str, str]]:
+    """Kind and name of everything that a module has registered, in its order."""
+    return [
+        (kind, name) for kind, known in _factories.items() for name, made in known.items() if made.__module__ == module
+    ]
+
+
+def forget(module: str) -> None:
+    """Take back all that a module has registered, so that a changed file can be imported again."""
+    for kind, name in registered_by(module):
+        del _factories[kind][name]
+        _exemptions.pop((kind, name), None)
 
 
 def kinds() -> list[str]:

@@ -21,7 +21,7 @@ FORBIDDEN = [
     ("memkit", "ablations", ()),
     ("architectures", "ablations", ()),
     *((room, engine, ()) for room in DATA for engine in ("memkit.engine", "memkit.mixers")),
-    *((storey, "memkit.testing", ("memkit.testing", "ablations.cli")) for storey in STOREYS),
+    *((storey, "memkit.testing", ("memkit.testing", "ablations.cli", "ablations.checking")) for storey in STOREYS),
     *((storey, "tests", ()) for storey in STOREYS),
 ]
 MAX_FILE_LINES = 300

@@ -16,11 +16,12 @@ except ImportError as error:
         "memkit.testing needs hypothesis and pytest. Install them with: pip install 'memkit[testing]'"
     ) from error
 
-from memkit.testing.check import Profile, check_mixer, check_model, check_rule, parametrize_with_laws
+from memkit.testing.check import check_mixer, check_model, check_rule, parametrize_with_laws
 from memkit.testing.close import Discarded, Mismatch, same, same_trees
 from memkit.testing.law import Law, LawBroken
 from memkit.testing.laws_mixer import MIXER_LAWS, MODEL_LAWS
 from memkit.testing.laws_rule import RULE_LAWS
+from memkit.testing.profiles import PROFILES, Profile
 from memkit.testing.report import Report, Verdict
 from memkit.testing.sequences import MixerProblem, ModelProblem, mixer_problems, model_problems
 from memkit.testing.strategies import Engine, RuleProblem, rule_problems
@@ -28,6 +29,7 @@ from memkit.testing.strategies import Engine, RuleProblem, rule_problems
 __all__ = [
     "MIXER_LAWS",
     "MODEL_LAWS",
+    "PROFILES",
     "RULE_LAWS",
     "Discarded",
     "Engine",

@@ -25,7 +25,8 @@ class Law:
 
     check(component, problem) raises `Mismatch` where the law is broken, and `Discarded` where the problem says
     nothing about it. applies(component) tells whether the law has a meaning for it; `asks` says in words what
-    it takes. share: the part of a profile's examples that an expensive law gets.
+    it takes. share: the part of a profile's examples that an expensive law gets. hint: what is usually wrong where
+    the law is broken.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Law:
     applies: Callable[[Any], bool] = always
     asks: str = ""
     share: float = 1.0
+    hint: str = ""
 
     @property
     def equation(self) -> str:

@@ -14,25 +14,27 @@ Status = Literal["passed", "failed", "exempt", "does not apply"]
 class Verdict:
     """One law's verdict.
 
-    detail: what broke it, the reason of an exemption, or what it takes for the law to apply. example: the
-    smallest failing problem, which can be typed in again. examples, discarded: problems tried, and how many of
-    them said nothing.
+    hint: what is usually wrong when this law is broken. detail: what broke it, the reason of an exemption, or what
+    it takes for the law to apply. example: the smallest failing problem, which can be typed in again. examples,
+    discarded: problems tried, and how many of them said nothing; seconds: how long that took.
     """
 
     law: str
     status: Status
     equation: str
     detail: str = ""
+    hint: str = ""
     example: object = None
     examples: int = 0
     discarded: int = 0
+    seconds: float = 0.0
 
     def __str__(self) -> str:
         if self.status == "passed":
             return f"passed          {self.law}"
         if self.status != "failed":
             return f"{self.status:15} {self.law}: {self.detail}"
-        parts = [f"FAILED          {self.law}", *self.equation.splitlines(), *self.detail.splitlines()]
+        parts = [f"FAILED          {self.law}", *self.equation.splitlines(), *self.detail.splitlines(), self.hint]
         if self.example is not None:
             parts.append(f"smallest example: {self.example!r}")
         return "\n                ".join(part for part in parts if part)

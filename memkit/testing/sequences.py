@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from memkit.testing.examples import Written
 from memkit.testing.strategies import MaskKind, cuts, draw_mask, draw_segments, seeds
 
 UNREAD = (float("nan"), float("inf"), -float("inf"), 1e30)
@@ -48,20 +49,21 @@ class Sequence(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class SequenceProblem:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SequenceProblem(Written):
     """A small situation for a sequence component: sizes, what came before, and a seed.
 
-    prefix: tokens already read; ragged: rows have read different numbers of them. cuts: two places in
-    0..tokens. gain: by how much `enlarged` multiplies the weights. write: whether the component learns.
+    The defaults are the smallest one. prefix: tokens already read; ragged: rows have read different numbers of
+    them. cuts: two places in 0..tokens. gain: by how much `enlarged` multiplies the weights.
+    write: whether the component learns.
     """
 
-    batch: int = 2
-    tokens: int = 8
-    prefix: int = 3
-    ragged: bool = True
-    cuts: tuple[int, int] = (3, 5)
-    gain: int = 3
+    batch: int = 1
+    tokens: int = 2
+    prefix: int = 0
+    ragged: bool = False
+    cuts: tuple[int, int] = (0, 0)
+    gain: int = 1
     write: bool = True
     seed: int = 0
 
@@ -114,7 +116,7 @@ class SequenceProblem:
         return draw_segments(self.batch, self.tokens, self.generator(6))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MixerProblem(SequenceProblem):
     """A problem whose inputs are x `[B, T, D]`."""
 
@@ -136,7 +138,7 @@ class MixerProblem(SequenceProblem):
         return x
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ModelProblem(SequenceProblem):
     """A problem whose inputs are ids `[B, T]`."""
 

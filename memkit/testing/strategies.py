@@ -3,13 +3,26 @@
 A seed gives the tensors (`torch.Generator`), so drawing is fast and what is shown for a failure is one line of
 small numbers that shrink well and can be typed in again:
 
-    RuleProblem(batch=1, tokens=2, seed=0, ...).tokens_for(rule)
+    RuleProblem(tokens=3, seed=7).tokens_for(rule)
+
+To write a law of your own:
+
+    def my_law(rule, problem):
+        'What it says, as an equation.'
+        y, state = problem.engine.memorize(rule, *problem.tokens_for(rule), problem.state_for(rule))
+        same("y", y, what_it_should_be)             # memkit.testing.same, same_trees: float64, to rounding
+
+    @given(rule_problems(rule))                     # hypothesis.given; a failure is made small
+    def test_my_law(problem):
+        my_law(rule, problem)
+
+or try `Law("my law", my_law)` as memkit's own are, with `check_rule(rule, laws=[Law("my law", my_law)])`.
+`mixer_problems` and `model_problems` do the same for what maps sequences to sequences.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -23,12 +36,13 @@ from memkit.engine import MemoryState, plan
 from memkit.engine.inputs import gate_shape
 from memkit.rule import Gate, Rule, Tokens
 from memkit.state import map_tensors
+from memkit.testing.examples import Written
 
 OPEN_RANGE = 0.1
 """Where a gate has no upper bound (a step size), draws stay this near to its lower one."""
 LONGEST_PREFIX = 20
-LONG_STREAM = int(os.environ.get("MEMKIT_LAW_TOKENS", 300))
-"""Tokens of the streams on which single precision is held to double; 100,000 in a nightly run."""
+LONG_STREAM = 300
+"""Tokens of the streams on which single precision is held to double, unless a profile says otherwise."""
 MaskKind = Literal["anywhere", "left"]
 
 
@@ -43,9 +57,9 @@ class Engine:
 ENGINE = Engine()
 
 
-@dataclass(frozen=True, kw_only=True)
-class RuleProblem:
-    """A small situation for a rule: sizes, what came before, and a seed.
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RuleProblem(Written):
+    """A small situation for a rule: sizes, what came before, and a seed. The defaults are the smallest one.
 
     prefix: tokens already memorized, so that slots and offset are not empty; ragged: rows had different
     numbers of them. corners: gates are exactly 0 and 1 at times. gain: weights are that many times larger than
@@ -53,17 +67,17 @@ class RuleProblem:
     stream: tokens of a long stream.
     """
 
-    batch: int = 2
-    tokens: int = 6
-    heads: int = 2
-    key_dim: int = 3
+    batch: int = 1
+    tokens: int = 2
+    heads: int = 1
+    key_dim: int = 2
     value_dim: int = 2
-    prefix: int = 3
-    ragged: bool = True
-    corners: bool = True
-    gain: int = 2
-    cuts: tuple[int, int] = (2, 4)
-    block_size: int = 3
+    prefix: int = 0
+    ragged: bool = False
+    corners: bool = False
+    gain: int = 1
+    cuts: tuple[int, int] = (0, 0)
+    block_size: int = 1
     form: str = "auto"
     stream: int = LONG_STREAM
     seed: int = 0
@@ -202,14 +216,18 @@ def seeds() -> st.SearchStrategy[int]:
     return st.integers(0, 9999)
 
 
-def rule_problems(rule: Rule, engine: Engine = ENGINE) -> st.SearchStrategy[RuleProblem]:
-    """Problems that fit a rule."""
-    return _rule_problems(fitting_sizes(rule), forms(rule)[::-1], min(rule.period + 3, LONGEST_PREFIX), engine)
+def rule_problems(rule: Rule, engine: Engine = ENGINE, stream: int = LONG_STREAM) -> st.SearchStrategy[RuleProblem]:
+    """Problems that fit a rule, with long streams of `stream` tokens.
+
+    Raises `ValueError` when the rule accepts no widths in which laws are tried.
+    """
+    prefix = min(rule.period + 3, LONGEST_PREFIX)
+    return _rule_problems(fitting_sizes(rule), forms(rule)[::-1], prefix, engine, stream)
 
 
 @st.composite
 def _rule_problems(
-    draw: st.DrawFn, sizes: list[tuple[int, int]], forms: list[str], prefix: int, engine: Engine
+    draw: st.DrawFn, sizes: list[tuple[int, int]], forms: list[str], prefix: int, engine: Engine, stream: int
 ) -> RuleProblem:
     tokens = draw(st.integers(2, 12))
     key_dim, value_dim = draw(st.sampled_from(sizes))
@@ -226,6 +244,7 @@ def _rule_problems(
         cuts=draw(cuts(tokens)),
         block_size=draw(st.integers(1, 8)),
         form=draw(st.sampled_from(forms)),
+        stream=stream,
         seed=draw(seeds()),
         engine=engine,
     )

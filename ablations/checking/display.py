@@ -1,0 +1,154 @@
+"""How verdicts look: a line for each law, and for a broken one what it says, what was found, how to meet it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from memkit.testing.report import Verdict
+
+if TYPE_CHECKING:
+    from ablations.checking.command import Asked
+
+WORDS = {"passed": "passed", "failed": "FAILED", "does not apply": "not applicable", "exempt": "exempt"}
+COLORS = {"passed": "green", "failed": "bold red", "does not apply": "dim", "exempt": "yellow"}
+
+
+class Bar:
+    """Progress on a console: a bar in a terminal, a line at every tenth of a long check elsewhere."""
+
+    LONG = 200  # units from which a check is long
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console, self.total, self.done, self.broken = console, total, 0, 0
+        self._progress = Progress(
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=total)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def advance(self, what: str, broken: bool) -> None:
+        """One more unit is done."""
+        self.done += 1
+        self.broken += broken
+        self._progress.update(self._task, advance=1, description=escape(what[:36]))
+        tenth = self.total >= self.LONG and self.done * 10 // self.total > (self.done - 1) * 10 // self.total
+        if tenth and not self.console.is_terminal:
+            self.console.print(f"{self.done}/{self.total} parts done, {self.broken} broken", highlight=False)
+
+
+def print_unusable(refused: Mapping[str, str], console: Console) -> None:
+    """What could not be made, and why."""
+    for message in refused.values():
+        console.print(f"[bold red]Error:[/bold red] {escape(message)}", highlight=False)
+
+
+def print_verdicts(component: str, verdicts: Sequence[Verdict], asked: Asked, several: bool, console: Console) -> None:
+    """One component: its laws in order."""
+    console.print(f"[bold]{escape(component)}[/bold], {_effort(asked)}", highlight=False)
+    for verdict in verdicts:
+        _print_verdict(verdict, console)
+        if verdict.status == "failed":
+            _print_failure(component, verdict, asked, several, console)
+    console.print()
+
+
+def _print_verdict(verdict: Verdict, console: Console) -> None:
+    row = Table.grid(padding=(0, 2))
+    for width in (14, 25, None):
+        row.add_column(width=width)
+    color = COLORS[verdict.status]
+    note = _tried(verdict)
+    if verdict.status in ("does not apply", "exempt"):
+        note = verdict.detail
+    row.add_row(f"[{color}]{WORDS[verdict.status]}[/{color}]", escape(verdict.law), f"[dim]{escape(note)}[/dim]")
+    console.print(Padding(row, (0, 0, 0, 2)), highlight=False)
+
+
+def _print_failure(component: str, verdict: Verdict, asked: Asked, several: bool, console: Console) -> None:
+    """What the law says, what was found instead, and the command that shows it again."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="dim", width=10)
+    rows.add_column()
+    rows.add_row("law", escape(" ".join(verdict.equation.split())))
+    found = verdict.detail.removeprefix(f"law {verdict.law!r}: ")
+    rows.add_row("found", f"[red]{escape(found)}[/red]")
+    if verdict.hint:
+        rows.add_row("look at", escape(verdict.hint))
+    if verdict.example is not None:
+        rows.add_row("example", f"{escape(str(verdict.example)) or 'the smallest there is'}; to see it again:")
+    console.print(Padding(rows, (0, 0, 0, 6)), highlight=False)
+    if verdict.example is not None:
+        again = _command(component, verdict, asked, several)
+        console.print(f"      [bold]{escape(again)}[/bold]", highlight=False, soft_wrap=True)
+    console.print()
+
+
+def _command(component: str, verdict: Verdict, asked: Asked, several: bool) -> str:
+    """The line to type to meet an example again."""
+    kind, _, name = component.partition(" ")
+    parts = ["memkit check", asked.what if asked.what != "all" else name]
+    if several or asked.kind:
+        parts.append(f"--kind {kind}")
+    parts += [f"--option {key}={value}" for key, value in asked.options.items()]
+    return " ".join([*parts, f"--law {_quoted(verdict.law)}", f"--example {_quoted(str(verdict.example))}"])
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if not text.isalnum() else text
+
+
+def print_summary(
+    verdicts: Sequence[Verdict], refused: Mapping[str, str], asked: Asked, seconds: float, console: Console
+) -> None:
+    """How many laws were kept, and what it took."""
+    statuses = [verdict.status for verdict in verdicts]
+    counts = [
+        f"[{COLORS[status]}]{statuses.count(status)} {WORDS[status]}[/{COLORS[status]}]"
+        for status in WORDS
+        if status in statuses
+    ]
+    if refused:
+        counts.append(f"[bold red]{len(refused)} could not be used[/bold red]")
+    examples = sum(verdict.examples for verdict in verdicts)
+    console.print(
+        f"{', '.join(counts) or 'Nothing was tried.'}: {examples} examples in {_time(seconds)}, {_effort(asked)}.",
+        highlight=False,
+    )
+
+
+def _effort(asked: Asked) -> str:
+    if asked.example is not None:
+        return "one example"
+    shard = f", shard {asked.shard}" if asked.shard else ""
+    return f"profile {escape(asked.profile)}, seed {asked.seed}{shard}"
+
+
+def _tried(verdict: Verdict) -> str:
+    nothing = f", {verdict.discarded} of them say nothing" if verdict.discarded else ""
+    return f"{verdict.examples} example{'s' * (verdict.examples != 1)}{nothing}, {_time(verdict.seconds)}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes} min {seconds} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

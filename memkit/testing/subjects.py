@@ -1,0 +1,142 @@
+"""What laws are tried on: a component, its laws, and how to draw problems for it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from hypothesis.strategies import SearchStrategy
+from torch import nn
+
+from memkit.mixers.base import Mixer
+from memkit.registry import build, factory, nearest
+from memkit.rule import Rule
+from memkit.testing.law import Law
+from memkit.testing.laws_mixer import MIXER_LAWS, MODEL_LAWS
+from memkit.testing.laws_rule import RULE_LAWS
+from memkit.testing.sequences import MixerProblem, ModelProblem, mixer_problems, model_problems
+from memkit.testing.strategies import ENGINE, Engine, RuleProblem, rule_problems
+
+KINDS = ("rule", "mixer", "architecture")
+"""The kinds of components that have laws."""
+
+SMALL: dict[str, Any] = {
+    "dim": 8,
+    "heads": 2,
+    "depth": 2,
+    "vocab_size": 7,
+    "window": 3,
+    "segment": 4,
+    "persistent": 2,
+    "tokens": 2,
+}
+"""Options that bring mixers and architectures down to the sizes at which laws are tried."""
+SMALL_RULE: dict[str, Any] = {"depth": 1, "mini_batch": 4}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A component with its laws: how to draw problems, and what a law is given for one of them.
+
+    problems(stream) draws problems of the kind `problem`, with long streams of so many tokens.
+    """
+
+    label: str
+    laws: Mapping[str, Law]
+    problem: type
+    problems: Callable[[int], SearchStrategy[Any]]
+    component_for: Callable[[Any], Any]
+    specimen: Any
+
+    @property
+    def applicable(self) -> list[str]:
+        """The names of the laws that have a meaning for it."""
+        return [law.name for law in self.laws.values() if law.applies(self.specimen)]
+
+    def with_laws(self, wanted: Iterable[str | Law] | None) -> Subject:
+        """The same with only these laws, its own by name or others; `ValueError` names the nearest one."""
+        if wanted is None:
+            return self
+        chosen = [law if isinstance(law, Law) else self.law(law) for law in wanted]
+        laws = {law.name: law for law in chosen}
+        return Subject(self.label, laws, self.problem, self.problems, self.component_for, self.specimen)
+
+    def law(self, name: str) -> Law:
+        """A law by name; `ValueError` names the nearest one."""
+        if name not in self.laws:
+            raise ValueError(f"there is no law {name!r} for {self.label}. {nearest(name, self.laws)}")
+        return self.laws[name]
+
+    def check_exemptions(self, exempt: Mapping[str, str]) -> None:
+        """Raise `ValueError` unless they are of laws that there are, and have reasons."""
+        for name, reason in exempt.items():
+            self.law(name)
+            if not reason.strip():
+                raise ValueError(f"the exemption of {self.label} from {name!r} needs a reason.")
+
+
+def rule_subject(rule: Rule, engine: Engine = ENGINE, label: str | None = None) -> Subject:
+    """A rule, run by an engine."""
+    problems = partial(rule_problems, rule, engine)
+    problems(1)  # here, so that a rule without fitting widths is refused before any law is tried
+    return Subject(label or rule.name, RULE_LAWS, RuleProblem, problems, lambda problem: rule, rule)
+
+
+def sequence_subject(made_by: Callable[[], Any], kind: str, label: str | None = None) -> Subject:
+    """A mixer or a model, by its factory; `ValueError` when that makes something else."""
+    specimen = made_by()
+    if not isinstance(specimen, Mixer if kind == "mixer" else nn.Module):
+        raise ValueError(f"the factory of a {kind} must make one; it made a {type(specimen).__name__}.")
+    laws, problem, problems = (
+        (MIXER_LAWS, MixerProblem, mixer_problems) if kind == "mixer" else (MODEL_LAWS, ModelProblem, model_problems)
+    )
+    label = label or type(specimen).__name__
+    return Subject(label, laws, problem, lambda stream: problems(), lambda problem: problem.build(made_by), specimen)
+
+
+def subject_of(component: Any, label: str | None) -> Subject:
+    """A rule, or a factory of mixers or models; `ValueError` for anything else."""
+    if isinstance(component, Rule):
+        return rule_subject(component, label=label)
+    if not callable(component) or isinstance(component, nn.Module):
+        raise ValueError(f"laws are for rules, and factories of mixers and models; got a {type(component).__name__}.")
+    return sequence_subject(component, "mixer" if isinstance(component(), Mixer) else "model", label)
+
+
+def registered_subject(kind: str, name: str, options: Mapping[str, Any], engine: Engine = ENGINE) -> Subject:
+    """A registered component at the sizes at which laws are tried; `options` go before those.
+
+    Raises `ValueError` for unknown names and options, and when it makes something else than its kind says.
+    """
+    if kind == "rule":
+        made = build("rule", name, **options)
+        if not isinstance(made, Rule):
+            raise ValueError(f"rule {name!r} must make a memkit.Rule; it made a {type(made).__name__}.")
+        return rule_subject(made, engine, name)
+    made_by = partial(build, kind, name, **small_options(kind, name, options))
+    return sequence_subject(made_by, "mixer" if kind == "mixer" else "model", name)
+
+
+def small_options(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a mixer or architecture at which laws are tried, `options` going before them."""
+    takes = inspect.signature(factory(kind, name)).parameters
+    small = {key: value for key, value in SMALL.items() if key in takes}
+    if "rule" in takes:
+        default = takes["rule"].default
+        small["rule"] = _small_rule(default if isinstance(default, str) else "titans")
+    if "mixer" in takes:
+        small["mixer"] = {"name": "neural_memory", "rule": _small_rule("titans")}
+    if "pattern" in takes:
+        small["pattern"] = [{"name": "neural_memory", "rule": _small_rule("titans")}, "mamba2"]
+    found = {**small, **options}
+    if isinstance(found.get("rule"), Mapping) and "name" not in found["rule"]:
+        found["rule"] = {**small["rule"], **found["rule"]}
+    return found
+
+
+def _small_rule(name: str) -> dict[str, Any]:
+    takes = inspect.signature(factory("rule", name)).parameters
+    return {"name": name, **{key: value for key, value in SMALL_RULE.items() if key in takes}}

@@ -1,0 +1,144 @@
+"""What is to be held to laws, as data that may go to another process: components by name, and units of work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from memkit.own_files import import_file, import_files, in_words, module_of
+from memkit.registry import exemptions, names, nearest
+from memkit.rule import Rule
+from memkit.testing.examples import line, read_line
+from memkit.testing.profiles import Profile
+from memkit.testing.report import Verdict
+from memkit.testing.subjects import KINDS, Subject, registered_subject
+from memkit.testing.trying import judge
+
+PART = 100
+"""Examples of one unit of work, where a law gets more than that."""
+LONGEST = "single precision"
+"""The law that a profile's `longest` stream is for."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A component by kind, name and options, and the user's files that must be imported to have it."""
+
+    kind: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+    def subject(self) -> Subject:
+        """The component with its laws, its files imported first where that has not been done in this process.
+
+        Raises `ValueError`, which says in words why there is none.
+        """
+        if self.name not in names(self.kind):
+            import_files(self.files)
+        try:
+            return registered_subject(self.kind, self.name, self.options)
+        except Exception as error:
+            raise ValueError(f"{self} cannot be made: {in_words(error)}") from None
+
+    @property
+    def exempt(self) -> dict[str, str]:
+        """What it was registered with."""
+        return exemptions(self.kind, self.name)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One law of one component, tried on a part of its examples, or on one example given as a line."""
+
+    target: Target
+    law: str
+    profile: Profile
+    part: int = 0
+    example: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What it is, in one line."""
+        return f"{self.target} | {self.law} | {self.part}"
+
+    def run(self, subject: Subject) -> Verdict:
+        """Try the law on the target's subject; the verdict's example is a line that can be typed in again."""
+        problem = None if self.example is None else read_line(subject.problem, self.example)
+        law, exempt = subject.law(self.law), self.target.exempt
+        verdict = judge(subject, law, exempt, self.profile, part=self.part, example=problem)
+        return verdict if verdict.example is None else replace(verdict, example=line(verdict.example))
+
+
+def find_targets(what: str, kind: str | None = None, options: Mapping[str, Any] | None = None) -> list[Target]:
+    """The components meant by "all", the name of a rule, mixer or architecture, or a Python file that registers some.
+
+    kind: only this kind. Raises `ValueError` for what is not there, and for files that do not import or register
+    nothing that has laws.
+    """
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"there are no laws for the kind {kind!r}. {nearest(kind, KINDS)}")
+    wanted = KINDS if kind is None else (kind,)
+    options = dict(options or {})
+    if what == "all":
+        return [Target(k, name, options) for k in wanted for name in names(k)]
+    if what.endswith(".py") or Path(what).is_file():
+        path = str(Path(what).resolve())
+        found = [(k, name) for k, name in import_file(what) if k in wanted]
+        if not found:
+            raise ValueError(_nothing_in(Path(what), wanted))
+        return [Target(k, name, options, (path,)) for k, name in found]
+    found = [Target(k, what, options) for k in wanted if what in names(k)]
+    if not found:
+        known = {name for k in wanted for name in names(k)}
+        raise ValueError(f"there is no {' or '.join(wanted)} {what!r}, and no such file. {nearest(what, known)}")
+    return found
+
+
+def units(pairs: Sequence[tuple[Target, Subject]], profile: Profile) -> list[Unit]:
+    """Every law of every component, divided into parts where a law has many examples."""
+    holders: dict[tuple[str, str], int] = {}
+    for target, subject in pairs:
+        for law in subject.applicable:
+            holders[target.kind, law] = holders.get((target.kind, law), 0) + 1
+    found = []
+    for target, subject in pairs:
+        for name, law in subject.laws.items():
+            many = profile.examples
+            if profile.spread:
+                many = math.ceil(many / holders.get((target.kind, name), 1))
+            parts = max(1, math.ceil(many * law.share / PART)) if name in subject.applicable else 1
+            each = replace(profile, examples=math.ceil(many / parts))
+            found += [Unit(target, name, each, part) for part in range(parts)]
+            if name == LONGEST and profile.longest and name in subject.applicable and target.kind == "rule":
+                longest = replace(profile, examples=1, stream=profile.longest, shrink=False)
+                found.append(Unit(target, name, longest, parts))
+    return found
+
+
+def joined(verdicts: Iterable[Verdict]) -> Verdict:
+    """The verdict on a law of the verdicts on its parts: the first failure, if there is one."""
+    verdicts = list(verdicts)
+    worst = next((v for v in verdicts if v.status == "failed"), verdicts[0])
+    return replace(
+        worst,
+        examples=sum(v.examples for v in verdicts),
+        discarded=sum(v.discarded for v in verdicts),
+        seconds=sum(v.seconds for v in verdicts),
+    )
+
+
+def _nothing_in(path: Path, wanted: Iterable[str]) -> str:
+    loose = [name for name, value in vars(module_of(path)).items() if isinstance(value, Rule)]
+    what = f"{path.name} registers no {' or '.join(wanted)}."
+    hint = f" It holds the Rule {loose[0]!r}, but not under a name." if loose else ""
+    return (
+        f'{what}{hint} Decorate a function that makes one: @register("rule", "{path.stem}"), with register from '
+        "memkit.registry."
+    )

@@ -1,0 +1,121 @@
+"""Trying a law on many problems, and judging what came of it."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, Phase
+
+from memkit.own_files import in_words
+from memkit.testing.close import Discarded
+from memkit.testing.law import Law, LawBroken
+from memkit.testing.profiles import Profile
+from memkit.testing.report import Verdict
+from memkit.testing.subjects import Subject
+
+MOST_DISCARDED = 0.2
+"""A law that says nothing about more of its problems than this has not been tried."""
+
+
+@dataclass
+class _Tally:
+    drawn: int = 0
+    discarded: int = 0
+    why: str = ""
+    failure: tuple[Any, Exception] | None = field(default=None)
+
+
+def judge(
+    subject: Subject, law: Law, exempt: Mapping[str, str], profile: Profile, *, part: int = 0, example: Any = None
+) -> Verdict:
+    """Try a law, unless it does not apply; an exemption turns the verdict around.
+
+    part: the number of this part of the examples, where they are divided. example: this problem alone.
+    """
+    reason = exempt.get(law.name)
+    say = partial(Verdict, law=law.name, equation=law.equation)
+    if not law.applies(subject.specimen):
+        if reason:
+            return say(status="failed", detail=f"it is exempt ({reason}), but does not apply. Remove the exemption.")
+        return say(status="does not apply", detail=f"it takes {law.asks}.")
+    began = time.monotonic()
+    verdict = try_law(subject, law, profile, part) if example is None else try_example(subject, law, example)
+    hint = law.hint if verdict.status == "failed" else ""
+    verdict = replace(verdict, seconds=time.monotonic() - began, hint=hint)
+    if not reason:
+        return verdict
+    if verdict.status == "passed":
+        detail = f"it is exempt ({reason}), but kept. Remove the exemption."
+        return replace(verdict, status="failed", detail=detail)
+    return replace(verdict, status="exempt", detail=reason, hint="")
+
+
+def try_example(subject: Subject, law: Law, problem: Any) -> Verdict:
+    """Try a law on one problem."""
+    say = partial(Verdict, law=law.name, equation=law.equation, examples=1)
+    try:
+        law(subject.component_for(problem), problem)
+    except Discarded as nothing:
+        return say(status="failed", discarded=1, example=problem, detail=f"the example says nothing: {nothing}")
+    except Exception as error:
+        return say(status="failed", example=problem, detail=_objection(error))
+    return say(status="passed")
+
+
+def try_law(subject: Subject, law: Law, profile: Profile, part: int = 0) -> Verdict:
+    """Try a law on as many problems as the profile says."""
+    tally = _Tally()
+
+    def attempt(problem: Any) -> None:
+        tally.drawn += 1
+        try:
+            law(subject.component_for(problem), problem)
+        except Discarded as nothing:
+            tally.discarded += 1
+            tally.why = str(nothing)
+        except Exception as error:
+            tally.failure = (problem, error)
+            raise
+
+    settings = hypothesis.settings(
+        max_examples=max(1, round(profile.examples * law.share)),
+        phases=[Phase.generate, Phase.shrink] if profile.shrink else [Phase.generate],
+        database=None,
+        deadline=None,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
+    )
+    # The same problems at each run, and others for each law and part.
+    drawn_from = f"{subject.label} {law.name} {profile.seed}{f' {part}' if part else ''}"
+    seeded = hypothesis.seed(zlib.crc32(drawn_from.encode()))
+    try:
+        seeded(settings(hypothesis.given(subject.problems(profile.stream))(attempt)))()
+    except Exception:  # hypothesis raises what `attempt` raised, or says that it could not repeat it
+        if tally.failure is None:
+            raise
+    return _verdict(law, tally)
+
+
+def _verdict(law: Law, tally: _Tally) -> Verdict:
+    say = partial(Verdict, law=law.name, equation=law.equation, examples=tally.drawn, discarded=tally.discarded)
+    if tally.failure is not None:
+        problem, error = tally.failure
+        return say(status="failed", detail=_objection(error), example=problem)
+    if tally.discarded > MOST_DISCARDED * tally.drawn:
+        detail = (
+            f"{tally.discarded} of {tally.drawn} problems left the range in which equality means anything, "
+            f"the last because {tally.why}"
+        )
+        return say(status="failed", detail=detail)
+    return say(status="passed")
+
+
+def _objection(error: Exception) -> str:
+    """What a law found wrong, or where a component fell over."""
+    return str(error) if isinstance(error, LawBroken) else f"it raised {in_words(error)}"
