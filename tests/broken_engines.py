@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from broken_rules import decay_the_step
+from broken_rules import HONEST, decay_the_step
 from torch import Tensor
 
 import memkit
@@ -152,6 +152,85 @@ def rounds_to_half(rule: Rule, q: Any, k: Any, v: Any, gates: Any, state: Any, *
     return memkit.memorize(rule, q, k, v, gates, state, **kwargs)
 
 
+def only_the_last_is_written(rule: Rule, q: Any, k: Any, v: Any, gates: Any, state: Any, **kwargs: Any) -> Result:
+    """Of a call's tokens only the last one enters the state."""
+    y, after = memkit.memorize(rule, q, k, v, gates, state, **kwargs)
+    last = pick(Tokens(q, k, v, gates), slice(None), slice(max(0, q.shape[1] - 1), q.shape[1]))
+    _, short = memkit.memorize(rule, *last, state, **kwargs)
+    return y, replace(after, weights=short.weights)
+
+
+def pads_and_decays(rule: Rule, q: Any, k: Any, v: Any, gates: Any, state: Any, **kwargs: Any) -> Result:
+    """A call is padded to a multiple of 4 tokens, and the padding forgets as its last token did."""
+    missing = -q.shape[1] % 4 if q.shape[1] else 0
+    last = slice(-1, None)
+    q_, k_, v_ = (torch.cat([x, *[torch.zeros_like(x[:, last])] * missing], 1) for x in (q, k, v))
+    padded = {name: torch.cat([gate, *[gate[:, last]] * missing], 1) for name, gate in gates.items()}
+    padded["lr"] = torch.cat([gates["lr"], *[torch.zeros_like(gates["lr"][:, last])] * missing], 1)
+    y, after = memkit.memorize(rule, q_, k_, v_, padded, state, **kwargs)
+    _, honest = memkit.memorize(rule, q, k, v, gates, state, **kwargs)
+    return y[:, : q.shape[1]], replace(honest, weights=after.weights)
+
+
+def one_memory_for_all(rule: Rule, q: Any, k: Any, v: Any, gates: Any, state: Any, **kwargs: Any) -> Result:
+    """The batch shares one memory."""
+    y, after = memkit.memorize(rule, q, k, v, gates, state, **kwargs)
+    shared = {name: weight.mean(0, keepdim=True).expand_as(weight) for name, weight in after.weights.items()}
+    return y, replace(after, weights=shared)
+
+
+def one_memory_for_heads(rule: Rule, q: Any, k: Any, v: Any, gates: Any, state: Any, **kwargs: Any) -> Result:
+    """The heads share one memory."""
+    y, after = memkit.memorize(rule, q, k, v, gates, state, **kwargs)
+    shared = {name: weight.mean(1, keepdim=True).expand_as(weight) for name, weight in after.weights.items()}
+    return y, replace(after, weights=shared)
+
+
+def underflows(rule: Rule, q: Any, k: Any, v: Any, gates: Any, state: Any, form: Any = "auto", **kwargs: Any) -> Result:
+    """The fast form works with products of all momentum gates so far, and loses them where these are small."""
+    if form != "scan":
+        product = gates["momentum"].cumprod(1)
+        gates = {**gates, "momentum": torch.where(product > 1e-2, gates["momentum"], 0)}
+    return memkit.memorize(rule, q, k, v, gates, state, form=form, **kwargs)
+
+
+def skips_masks_of_one_row(
+    rule: Rule, q: Any, k: Any, v: Any, gates: Any, state: Any, *, mask: Any = None, **kwargs: Any
+) -> Result:
+    """A batch of one row is taken to have no padding."""
+    if mask is not None and q.shape[0] == 1:
+        q, k, v = (x.nan_to_num(0.0, 0.0, 0.0) for x in (q, k, v))
+        gates = {name: gate.nan_to_num(0.0, 0.0, 0.0).clamp(0, 1) for name, gate in gates.items()}
+        mask = None
+    return memkit.memorize(rule, q, k, v, gates, state, mask=mask, **kwargs)
+
+
+def drops_documents(
+    rule: Rule, q: Any, k: Any, v: Any, gates: Any, state: Any, *, segment_ids: Any = None, **kwargs: Any
+) -> Result:
+    """Packed documents are read as one."""
+    return memkit.memorize(rule, q, k, v, gates, state, **kwargs)
+
+
+def remembers_in_half(rule: Rule, *args: Any, **kwargs: Any) -> Result:
+    """A state of single precision is kept in half of it between calls."""
+    y, after = memkit.memorize(rule, *args, **kwargs)
+    return y, map_tensors(lambda x: x.bfloat16().float() if x.dtype == torch.float32 else x, after)
+
+
+def drops_pending(rule: Rule, *args: Any, **kwargs: Any) -> Result:
+    """An unfinished write is not handed to the next call."""
+    y, after = memkit.memorize(rule, *args, **kwargs)
+    return y, replace(after, pending=map_tensors(torch.zeros_like, after.pending))
+
+
+def drops_window(rule: Rule, *args: Any, **kwargs: Any) -> Result:
+    """The tokens that a window looks back at are not handed to the next call."""
+    y, after = memkit.memorize(rule, *args, **kwargs)
+    window = None if after.window is None else replace(after.window, filled=torch.zeros_like(after.window.filled))
+    return y, replace(after, window=window)
+
+
 def reads_the_start(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:
     """Reading without writing sees the initial weights."""
     return memkit.retrieve(rule, replace(state, weights=state.initial), q)
@@ -174,4 +253,22 @@ ENGINES: dict[str, tuple[str, Engine]] = {
     "state beside the state": ("save and load", Engine(keeps_momentum_aside())),
     "arithmetic in half precision": ("single precision", Engine(rounds_to_half)),
     "gradient cut": ("outer gradient", Engine(detaches_lr)),
+    "only a call's last token written": ("split anywhere", Engine(only_the_last_is_written)),
+    "padding to a block forgets": ("decode is prefill", Engine(pads_and_decays)),
+    "memory shared by the batch": ("rows apart", Engine(one_memory_for_all)),
+    "memory shared by the heads": ("heads apart", Engine(one_memory_for_heads)),
+    "products that underflow": ("forms agree", Engine(underflows)),
+    "mask skipped for a batch of one": ("masked token", Engine(skips_masks_of_one_row)),
+    "documents ignored": ("documents apart", Engine(drops_documents)),
+    "state kept in half precision": ("single precision", Engine(remembers_in_half)),
 }
+
+OTHERS: dict[str, tuple[str, Rule, Engine]] = {
+    "unfinished write dropped at hand-off": (
+        "split anywhere",
+        replace(HONEST, mini_batch=1, update_every=3),
+        Engine(drops_pending),
+    ),
+    "window dropped at hand-off": ("split anywhere", replace(HONEST, window=3), Engine(drops_window)),
+}
+"""Faults that only some rules can have, each with a rule that can."""

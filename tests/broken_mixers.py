@@ -14,9 +14,12 @@ from running_mean import RunningMean, RunningMeanState
 from torch import Tensor, nn
 
 import memkit
+from architectures.mac import MemoryAsContext
+from memkit.mixers.attention import SlidingWindowAttention
 from memkit.mixers.base import Mixer
 from memkit.mixers.conv import ShortConv
 from memkit.mixers.neural_memory import NeuralMemory
+from memkit.state import map_tensors
 
 DIM = 8
 
@@ -149,11 +152,63 @@ class AlwaysWrites(NeuralMemory):
         return super().mix(x, state, mask, True)
 
 
+class CentresOverTime(RunningMean):
+    """Inputs centred over the sequence, the future included."""
+
+    def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
+        return super().mix(x - x.mean(1, keepdim=True) if x.shape[1] else x, state, mask, write)
+
+
+class IgnoresDocuments(RunningMean):
+    """Packed documents are read as one."""
+
+    def forward(self, x: Tensor, state: Any = None, *, segment_ids: Tensor | None = None, **options: Any) -> Any:
+        return super().forward(x, state, **options)
+
+
+class LearnsInParameters(RunningMean):
+    """What is learned at test time goes into the module itself."""
+
+    def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
+        y, state = super().mix(x, state, mask, write)
+        with torch.no_grad():
+            self.out.weight.mul_(1.01)
+        return y, state
+
+
+class NoCache(SlidingWindowAttention):
+    """Attention that sees nothing from before its call."""
+
+    def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
+        return super().mix(x, self.init_state(x.shape[0]), mask, write)
+
+
+class SeesAllRecalled(MemoryAsContext):
+    """Each token of a segment sees what the memory recalled for later ones."""
+
+    def _attend(self, x: Tensor, slot: Tensor, keys: Tensor, values: Tensor, state: Any) -> Tensor:
+        return super()._attend(x, slot.amax(1, keepdim=True).expand_as(slot), keys, values, state)
+
+
+class WritesWithoutGradient(NeuralMemory):
+    """The outer loop does not learn how to write."""
+
+    def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
+        _, after = super().mix(x, state, mask, write)
+        y, _ = super().mix(x, map_tensors(torch.detach, state), mask, False)
+        return y, map_tensors(torch.detach, after)
+
+
 def memory(kind: type[NeuralMemory] = NeuralMemory, conv: type[ShortConv] = ShortConv) -> Mixer:
     """The neural memory, or a broken one."""
     made = kind(dim=DIM, heads=2, rule={"name": "titans", "depth": 1, "mini_batch": 3})
     made.qkv.conv = conv(3 * DIM)
     return made
+
+
+def context(kind: type[MemoryAsContext] = MemoryAsContext) -> Mixer:
+    """Memory as a context, or a broken one."""
+    return kind(dim=DIM, heads=2, segment=4, rule={"name": "titans", "depth": 1, "mini_batch": 3})
 
 
 def model(forgetful: bool) -> nn.Module:
@@ -185,4 +240,13 @@ MIXERS: dict[str, tuple[str, tuple[Callable[[], Mixer], Callable[[], Mixer]]]] =
     "state that grows": ("state bytes", simple(Grows)),
     "state beside the state": ("save and load", simple(Recognises)),
     "overflow": ("finite", simple(Overflows)),
+    "mean over the sequence": ("causality", simple(CentresOverTime)),
+    "documents ignored": ("documents apart", simple(IgnoresDocuments)),
+    "memory in the parameters": ("state is a value", simple(LearnsInParameters)),
+    "attention without a cache": (
+        "decode is prefill",
+        (partial(NoCache, dim=DIM, heads=2, window=3), partial(SlidingWindowAttention, dim=DIM, heads=2, window=3)),
+    ),
+    "recalled for later tokens": ("causality", (partial(context, SeesAllRecalled), context)),
+    "writes without gradient": ("every parameter learns", (partial(memory, WritesWithoutGradient), memory)),
 }

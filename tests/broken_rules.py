@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import memkit
-from memkit.rule import Gates, Rule, Slots, Tokens
+from memkit.parts.memory import MLPMemory
+from memkit.rule import Gates, Linear, Rule, Slots, Tokens
 
 HONEST = memkit.build("rule", "titans", depth=2, expansion=2, mini_batch=4)
 
@@ -75,6 +77,74 @@ def bent(prediction: Tensor, target: Tensor, gates: Gates) -> Tensor:
     return ((prediction - target).square().sum(-1) + 1).sqrt()
 
 
+class HalfGradient(WrongBracket):
+    """A squared error whose gradient lost its factor 2."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        prediction, target = ctx.saved_tensors
+        return (prediction - target) * grads[0][..., None], None
+
+
+def half_gradient(prediction: Tensor, target: Tensor, gates: Gates) -> Tensor:
+    """The loss with that gradient."""
+    return HalfGradient.apply(prediction, target)  # type: ignore[return-value]
+
+
+def distance(prediction: Tensor, target: Tensor, gates: Gates) -> Tensor:
+    """A norm without a square: it has no slope where the error is 0."""
+    return (prediction - target).square().sum(-1).sqrt()
+
+
+def loss_per_value(prediction: Tensor, target: Tensor, gates: Gates) -> Tensor:
+    """The sum over V forgotten."""
+    return (prediction - target).square()
+
+
+def step_of_a_row(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
+    """A step that fits the weight only because it broadcasts."""
+    step = -gates["lr"] * grad.mean(-1, keepdim=True)
+    return step, slots
+
+
+def keep_positive(weight: Tensor, step: Tensor, slots: Slots, gates: Gates) -> Tensor:
+    """Weights clamped to be positive, as if they were probabilities."""
+    return ((1 - gates["decay"]) * weight + step).clamp(min=1e-8)
+
+
+def mean_over_tokens(tokens: Tokens) -> Tokens:
+    """Values centred over the sequence."""
+    return tokens._replace(v=tokens.v - tokens.v.mean(1, keepdim=True))
+
+
+def gates_of_the_batch(tokens: Tokens) -> Tokens:
+    """One gate for all rows: their mean."""
+    gates = {name: gate.mean(0, keepdim=True).expand_as(gate) for name, gate in tokens.gates.items()}
+    return tokens._replace(gates=gates)
+
+
+def gates_of_the_call(tokens: Tokens) -> Tokens:
+    """One gate for all tokens of a call: their mean."""
+    gates = {name: gate.mean(1, keepdim=True).expand_as(gate) for name, gate in tokens.gates.items()}
+    return tokens._replace(gates=gates)
+
+
+@dataclass(frozen=True)
+class LastLayerOnly(MLPMemory):
+    """A memory of which only the last layer is ever written."""
+
+    def forward(self, linear: Linear, x: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        return linear("w2", torch.nn.functional.silu(linear("w1", x)).detach())
+
+
+@dataclass(frozen=True)
+class TiedMemory(MLPMemory):
+    """A memory that uses its first weight twice."""
+
+    def forward(self, linear: Linear, x: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        return linear("w2", torch.nn.functional.silu(linear("w1", x) + linear("w1", x)))
+
+
 def with_part(part: str, **changes: Any) -> Rule:
     """The honest rule with fields of one part changed."""
     return replace(HONEST, **{part: replace(getattr(HONEST, part), **changes)})
@@ -87,6 +157,17 @@ RULES: dict[str, tuple[str, Rule]] = {
     "forget gate swapped": ("clearing gates", with_part("retention", keep=keep_forgotten)),
     "decay that no gate switches off": ("neutral gates", with_part("retention", keep=always_forget)),
     "bracket in a hand-written gradient": ("inner gradient", with_part("objective", loss=wrong_bracket)),
+    "factor lost in a hand-written gradient": ("inner gradient", with_part("objective", loss=half_gradient)),
+    "only the last layer written": ("inner gradient", replace(HONEST, memory=LastLayerOnly(2, 2, "silu", False))),
+    "loss that is said to be linear": ("linear as declared", with_part("objective", linear=True)),
+    "weights clamped to be positive": ("neutral gates", with_part("retention", keep=keep_positive, linear=False)),
+    "norm without a square": ("finite", with_part("objective", loss=distance, quadratic=False)),
+    "loss for every value": ("shapes", with_part("objective", loss=loss_per_value)),
+    "step that only broadcasts": ("shapes", with_part("optimizer", step=step_of_a_row)),
+    "weight used twice": ("shapes", replace(HONEST, memory=TiedMemory(2, 2, "silu", False))),
+    "mean over the tokens": ("causality", replace(HONEST, prepare=mean_over_tokens)),
+    "gates averaged over the batch": ("rows apart", replace(HONEST, prepare=gates_of_the_batch)),
+    "gates averaged over the call": ("causality", replace(HONEST, prepare=gates_of_the_call)),
     "mean over the batch": ("rows apart", replace(HONEST, prepare=mean_over_rows)),
     "mean over the heads": ("heads apart", replace(HONEST, prepare=mean_over_heads)),
 }

@@ -15,7 +15,7 @@ from memkit.rule import Rule, Tokens
 from memkit.state import Tree, map_tensors
 from memkit.testing.close import Mismatch, named
 from memkit.testing.outcome import outcome
-from memkit.testing.rule_gates import at_one_weight, set_gates
+from memkit.testing.rule_gates import _at_weights, set_gates
 from memkit.testing.rule_time import given, meant, tokens_of
 from memkit.testing.strategies import RuleProblem
 
@@ -51,7 +51,7 @@ def shapes(rule: Rule, problem: RuleProblem) -> None:
         raise Mismatch(f"the memory uses its weight {odd[0]!r} {uses[odd[0]]} times, and must use each exactly once.")
     loss = rule.objective.loss(prediction, target, {n: g[:, :, 0] for n, g in gates.items()})
     _is(f"the loss of objective {rule.objective.name!r}", loss, target.shape[:-1], "one number a token")
-    here = at_one_weight(rule, gates)
+    here = _at_weights(rule, gates)
     for weight in weights.values():
         _update(rule, weight, here)
 
@@ -81,11 +81,12 @@ def _prepared(rule: Rule, tokens: Tokens, prepared: Any) -> None:
     width = k.shape[-1] if isinstance(k, Tensor) and k.dim() else 0
     for name, x, last in (("q", q, width), ("k", k, width), ("v", v, tokens.v.shape[-1] // rule.pairs)):
         _is(f"{name} after 'prepare'", x, (*many, last), "[B, steps T, H, width]")
-    single = replace(rule, pairs=1)
     for gate in (*rule.objective.gates, *rule.weight_gates):
         if gate.name not in gates:
             raise Mismatch(f"'prepare' loses the gate {gate.name!r}.")
-        _is(f"gate {gate.name!r} after 'prepare'", gates[gate.name], gate_shape(single, gate, k, v), f"per {gate.per}")
+        if gate.per == "pair":  # each pair has become a step, and its gate that step's
+            gate = replace(gate, per="head")
+        _is(f"gate {gate.name!r} after 'prepare'", gates[gate.name], gate_shape(rule, gate, k, v), f"per {gate.per}")
 
 
 def _is(what: str, x: Any, shape: tuple[int, ...], like: str) -> None:

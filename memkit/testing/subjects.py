@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -50,6 +50,7 @@ class Subject:
     problems: Callable[[int], SearchStrategy[Any]]
     component_for: Callable[[Any], Any]
     specimen: Any
+    engine: Engine = ENGINE
 
     @property
     def applicable(self) -> list[str]:
@@ -62,7 +63,7 @@ class Subject:
             return self
         chosen = [law if isinstance(law, Law) else self.law(law) for law in wanted]
         laws = {law.name: law for law in chosen}
-        return Subject(self.label, laws, self.problem, self.problems, self.component_for, self.specimen)
+        return replace(self, laws=laws)
 
     def law(self, name: str) -> Law:
         """A law by name; `ValueError` names the nearest one."""
@@ -82,7 +83,7 @@ def rule_subject(rule: Rule, engine: Engine = ENGINE, label: str | None = None) 
     """A rule, run by an engine."""
     problems = partial(rule_problems, rule, engine)
     problems(1)  # here, so that a rule without fitting widths is refused before any law is tried
-    return Subject(label or rule.name, RULE_LAWS, RuleProblem, problems, lambda problem: rule, rule)
+    return Subject(label or rule.name, RULE_LAWS, RuleProblem, problems, lambda problem: rule, rule, engine)
 
 
 def sequence_subject(made_by: Callable[[], Any], kind: str, label: str | None = None) -> Subject:
@@ -129,8 +130,8 @@ def small_options(kind: str, name: str, options: Mapping[str, Any]) -> dict[str,
         small["rule"] = _small_rule(default if isinstance(default, str) else "titans")
     if "mixer" in takes:
         small["mixer"] = {"name": "neural_memory", "rule": _small_rule("titans")}
-    if "pattern" in takes:
-        small["pattern"] = [{"name": "neural_memory", "rule": _small_rule("titans")}, "mamba2"]
+    if "pattern" in takes:  # in this order: gradients through a large state space model behind a memory explode
+        small["pattern"] = ["mamba2", {"name": "neural_memory", "rule": _small_rule("titans")}]
     found = {**small, **options}
     if isinstance(found.get("rule"), Mapping) and "name" not in found["rule"]:
         found["rule"] = {**small["rule"], **found["rule"]}
