@@ -20,7 +20,7 @@ from torch import Tensor
 import memkit
 from memkit.mixers.specs import mixer_config
 from memkit.rule import Rule
-from memkit.testing import MixerProblem
+from memkit.testing import MixerProblem, same_trees
 from memkit.testing import sequence_laws as laws
 
 MATRIX = {"name": "titans", "depth": 1, "mini_batch": 4}
@@ -56,6 +56,21 @@ LAWS = ((laws.masked_token, HOLES), (laws.left_padding, HOLES), (laws.documents_
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name: str, law: Callable[[Any, MixerProblem], None], problem: MixerProblem) -> None:
     law(problem.build(mixer_config(LAYERS[name], DIM, HEADS).build), problem)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(LAYERS.keys() - {"everything, convolved"})
+)  # whose cache has a slot for every token
+@torch.no_grad()
+def test_masked_tokens_leave_no_trace_in_the_state(name: str) -> None:
+    layer = HOLES.build(mixer_config(LAYERS[name], DIM, HEADS).build)
+    x, real = HOLES.inputs(layer), HOLES.mask()
+    state = HOLES.state_after_prefix(layer)
+    _, together = layer(HOLES.spoiled(x, real), state, mask=real)
+    for b in range(HOLES.batch):
+        row = slice(b, b + 1)
+        _, alone = layer(x[row, real[b]], state.select(row))
+        same_trees(f"state of row {b}", together.select(row), alone)
 
 
 def model(name: str) -> Any:

@@ -207,6 +207,16 @@ def test_a_level_rests_between_its_writes() -> None:
     assert moves == [[True, t in (4, 8)] for t in range(2, 9)]
 
 
+def test_tokens_of_a_write_are_weighed_and_share_the_rate_that_is_stable() -> None:
+    torch.manual_seed(0)
+    once, often = memkit.build("mixer", "bank", dim=DIM, heads=HEADS, rule=MATRIX, levels=[64, 1]).memories
+    gates = once.gates(torch.randn(2, 99, DIM))
+    assert gates["weight"].min() > 0.9
+    assert gates["weight"].max() < 1
+    assert "weight" not in often.gates(torch.randn(2, 99, DIM))
+    torch.testing.assert_close(often.gates.lr_scale - once.gates.lr_scale, torch.full((HEADS,), 64.0).log())
+
+
 def test_reading_does_not_move_the_shard() -> None:
     mixer, x = made("local_memory", rule=MATRIX, shard=4, conv=0), inputs(2, 7)
     _, state = mixer(x[:, :3])
