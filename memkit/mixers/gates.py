@@ -23,7 +23,8 @@ class GateProjection(nn.Module):
     gradients that b tokens (a mini-batch, a write of several tokens, a window) take at the same weights add up,
     momentum m multiplies them by 1 / (1 - m), and the squared error carries a factor 2, so
     scale = 0.5 (1 - 0.9) / b. A gate of another name, or an lr whose range ends (the beta of delta rules), is
-    low + (high - low) sigmoid(.), or low + softplus(.) without an end.
+    low + (high - low) sigmoid(.), or low + softplus(.) without an end. A
+    gate with another default is left to it.
     """
 
     def __init__(self, dim: int, heads: int, key_dim: int, value_dim: int, rule: Rule) -> None:
@@ -33,6 +34,8 @@ class GateProjection(nn.Module):
         self.gates = tuple(gate for gate in rule.gates.values() if gate.default is None or gate.name == "weight")
         widths = {"head": 1, "key": key_dim, "value": value_dim, "pair": rule.pairs}
         self.widths = [widths[gate.per] for gate in self.gates]
+        if not self.gates:  # all have defaults, as in linear attention and RetNet
+            return
         self.project = nn.Linear(dim, heads * sum(self.widths))
         with torch.no_grad():
             self.project.weight.mul_(0.1)  # gates begin near their biases, whatever the token
@@ -40,11 +43,13 @@ class GateProjection(nn.Module):
                 torch.full((heads * w,), BIAS.get(g.name, 0.0)) for g, w in zip(self.gates, self.widths, strict=True)
             ]
             self.project.bias.copy_(torch.cat(starts))
-        if "lr" in rule.gates and math.isinf(rule.gates["lr"].high):
+        if any(gate.name == "lr" and math.isinf(gate.high) for gate in self.gates):
             self.lr_scale = nn.Parameter(torch.full((heads,), math.log(stable_lr(rule))))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Gates in float32 or better: half precision cannot tell a decay of 1e-4 from none."""
+        if not self.gates:
+            return {}
         raw = self.project(x)
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         parts = raw.split([self.heads * width for width in self.widths], -1)

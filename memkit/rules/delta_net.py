@@ -1,5 +1,5 @@
-"""The delta rule, the memory of DeltaNet (Schlag, Irie, Schmidhuber, arXiv 2102.11174, eq. 23-24;
-in parallel: Yang, Wang, Zhang, Shen, Kim, arXiv 2406.06484, eq. 2).
+"""The delta rule, the memory of DeltaNet (Schlag, Irie, Schmidhuber, arXiv 2102.11174, section 4; parallel over the
+tokens: Yang, Wang, Zhang, Shen, Kim, arXiv 2406.06484, section 3).
 
     S_t = S_{t-1} - beta_t (S_{t-1} k_t - v_t) k_t^T = S_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T
 

@@ -1,4 +1,4 @@
-"""DeltaProduct: several delta steps a token (Siems et al., arXiv 2502.10297, eq. 2-3).
+"""DeltaProduct: several delta steps a token (Siems et al., arXiv 2502.10297, section 3).
 
     H_{t,j} = (I - beta_{t,j} k_{t,j} k_{t,j}^T) H_{t,j-1} + beta_{t,j} k_{t,j} v_{t,j}^T,   j = 1 ... n
     H_{t,0} = alpha_t H_{t-1},   H_t = H_{t,n},   y_t = H_t^T q_t

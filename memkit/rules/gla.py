@@ -1,4 +1,4 @@
-"""Gated linear attention (Yang, Wang, Shen, Panda, Kim, arXiv 2312.06635, eq. 3).
+"""Gated linear attention (Yang, Wang, Shen, Panda, Kim, arXiv 2312.06635, section 4.1).
 
     S_t = Diag(alpha_t) S_{t-1} + k_t^T v_t,   y_t = q_t S_t
 

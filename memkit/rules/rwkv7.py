@@ -1,4 +1,4 @@
-"""RWKV-7's time mixing (Peng et al., arXiv 2503.14456, eq. 5-8 and 17).
+"""RWKV-7's time mixing (Peng et al., arXiv 2503.14456, section 4.1).
 
     S_t = S_{t-1} (diag(w_t) - khat_t^T (a_t * khat_t)) + v_t^T ktilde_t,   y_t = r_t S_t^T
     khat_t = k_t * xi / ||k_t * xi||,   ktilde_t = k_t * lerp(1, a_t, alpha)

@@ -112,7 +112,7 @@ def linear_as_declared(rule: Rule, problem: RuleProblem) -> None:
     h * prediction + r, with one number h a token.
     """
     tokens = rule.prepare(problem.tokens_for(rule, 1))
-    gates = _at_weights(rule, tokens.gates)
+    gates = at_one_weight(rule, tokens.gates)
     optimizer, retention = rule.optimizer, rule.retention
     weight, grad, *rest = _matrices(problem, 2 + len(rule.init_slots(torch.zeros(()))))
     slots, kept = rest[: rule.optimizer_slots], rest[rule.optimizer_slots :]
@@ -161,7 +161,7 @@ def _matrices(problem: RuleProblem, count: int) -> list[Tensor]:
     return [size * torch.randn(shape, generator=g, dtype=torch.float64) for size in sizes]
 
 
-def _at_weights(rule: Rule, gates: Gates) -> dict[str, Tensor]:
+def at_one_weight(rule: Rule, gates: Gates) -> dict[str, Tensor]:
     """The first token's gates of the first head, shaped to meet a weight `[B, K, V]`."""
     axes = {"head": (-1, -1), "pair": (-1, -1), "key": (-1,), "value": (-2,)}
     found = {}

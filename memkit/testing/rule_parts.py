@@ -15,7 +15,7 @@ from memkit.rule import Rule, Tokens
 from memkit.state import Tree, map_tensors
 from memkit.testing.close import Mismatch, named
 from memkit.testing.outcome import outcome
-from memkit.testing.rule_gates import _at_weights, set_gates
+from memkit.testing.rule_gates import at_one_weight, set_gates
 from memkit.testing.rule_time import given, meant, tokens_of
 from memkit.testing.strategies import RuleProblem
 
@@ -51,7 +51,7 @@ def shapes(rule: Rule, problem: RuleProblem) -> None:
         raise Mismatch(f"the memory uses its weight {odd[0]!r} {uses[odd[0]]} times, and must use each exactly once.")
     loss = rule.objective.loss(prediction, target, {n: g[:, :, 0] for n, g in gates.items()})
     _is(f"the loss of objective {rule.objective.name!r}", loss, target.shape[:-1], "one number a token")
-    here = _at_weights(rule, gates)
+    here = at_one_weight(rule, gates)
     for weight in weights.values():
         _update(rule, weight, here)
 

@@ -1,0 +1,22 @@
+"""Rules of matrix memories inside of the mixer that makes their queries, keys, values and gates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import memkit
+
+# No gate, gates with and without defaults, gates per pair and per key channel, several pairs and steps a token.
+NAMES = ("linear_attention", "retnet", "gla", "delta_net", "delta_product", "kda", "rwkv7", "ttt_linear")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_rule_by_name_makes_a_mixer_whose_every_parameter_learns(name: str) -> None:
+    torch.manual_seed(0)
+    mixer = memkit.build("mixer", "neural_memory", dim=8, heads=2, rule=name)
+    x = torch.randn(2, 20, 8)
+    y, _ = mixer(x, mixer.init_state(2))
+    y.square().sum().backward()
+    idle = [key for key, p in mixer.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert idle == []
