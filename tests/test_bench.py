@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import memkit
-from ablations.bench import rounds, rules, run_benchmark
+from ablations.bench import length, rounds, rules, run_benchmark, stream
+from ablations.bench.memory import growth
 from ablations.bench.timing import Spread, Times, take_turns
 from ablations.cli import main
 
@@ -66,3 +68,33 @@ def test_rounds_come_closer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_benchmark_is_a_mistake_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "rulse"]) == 2
     assert "Did you mean 'rules'?" in capsys.readouterr().err
+
+
+def test_length_measures_time_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(length, "LENGTHS", (64, 128))
+    monkeypatch.setattr(length, "REPEATS", 1)
+    monkeypatch.setattr(length, "growth", lambda prepare, tokens, recompute: float(tokens) / (recompute or 1))
+    found = run_benchmark("length", lambda *_: None)
+    assert [row[0] for row in found.rows] == ["64", "128"]
+    assert found.data["lengths"]["128"]["growth_mib"] == {"all kept": 128.0, "recompute=1024": 0.125}
+    assert all(figure > 0 for figure in found.data["lengths"]["64"]["microseconds_a_token"].values())
+
+
+def test_memory_is_that_of_a_new_process() -> None:
+    assert 60 < growth(take, 64) < 200, "64 MiB were filled, and what a call needs besides is small"
+
+
+def take(mebibytes: int) -> Callable[[], object]:
+    return lambda: len(b"x" * (mebibytes * 2**20))
+
+
+def test_a_stream_ends_as_a_call_from_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "TOKENS", 64)
+    monkeypatch.setattr(stream, "CHUNK", 16)
+    monkeypatch.setattr(stream, "SIZES", {"vocab_size": 256, "dim": 8, "heads": 2, "depth": 1})
+    heard: list[tuple[int, int]] = []
+    found = run_benchmark("stream", lambda what, done, total: heard.append((done, total)))
+    assert heard == [(i, 16) for i in range(16)]
+    assert [row[0] for row in found.rows] == ["lmm", "mac", "mag", "mal"]
+    for figures in found.data["models"].values():
+        assert figures["finite"] and figures["distance"] == 0
