@@ -26,6 +26,7 @@ from ablations.run_grid import run_grid
 from ablations.single import continue_text, train_one
 from ablations.strict import assignments
 from memkit.divergence import DivergedError
+from memkit.own_files import import_files
 
 PIPED_WIDTH = 200  # columns of a table that goes to a file or another program
 
@@ -43,6 +44,7 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for everyt
 Text = Annotated[Path | None, typer.Option(help="Your own text, a file or a folder, for the task 'text'.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Training steps, instead of what is set otherwise.")]
 Pairs = list[str] | None
+Imports = Annotated[list[Path] | None, typer.Option("--import", help="Your Python file of components; repeat.")]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,6 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 def list_components(
     kind: Annotated[str | None, typer.Argument(help="rule, mixer, architecture, task, grid, ...")] = None,
     name: Annotated[str | None, typer.Argument(help="One component: what it is, and its options.")] = None,
+    imports: Imports = None,
 ) -> None:
     """Show what there is to build with.
 
@@ -69,7 +72,9 @@ def list_components(
     - `memkit list`
     - `memkit list rule`
     - `memkit list architecture mac`
+    - `memkit list rule mine --import my_rule.py`
     """
+    import_files(imports or [])
     if kind is None:
         print_kinds(_out())
     elif name is None:
@@ -137,6 +142,7 @@ def ablate(
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds, instead of the grid's.")] = None,
     steps: Steps = None,
     text: Text = None,
+    imports: Imports = None,
 ) -> None:
     """Train every variant of a grid on the same tokens, and report what differs.
 
@@ -147,9 +153,11 @@ def ablate(
     - `memkit ablate quickstart`
     - `memkit ablate my_grid.yaml --out runs/mine --seeds 3 --jobs 4`
     - `memkit ablate quickstart --text my_novel.txt --out runs/novel`
+    - `memkit ablate my_grid.yaml --import my_rule.py`
     """
     folder = folder or Path("runs") / Path(grid).stem
-    read = read_grid(grid, seeds=seeds, steps=steps, text=None if text is None else str(text))
+    text_path = None if text is None else str(text)
+    read = read_grid(grid, seeds=seeds, steps=steps, text=text_path, imports=imports or [])
     try:
         with Display(_err()) as display:
             run_grid(read, folder, jobs=jobs, on_start=display.start, on_news=display.hear)
@@ -185,6 +193,7 @@ def train(
     steps: Steps = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the data and the initial weights.")] = 0,
     text: Text = None,
+    imports: Imports = None,
 ) -> None:
     """Train one model; the same command goes on from the newest checkpoint of an interrupted run.
 
@@ -193,11 +202,12 @@ def train(
     - `memkit train --architecture mac --task text --out runs/mac`
     - `memkit train -a lmm --option dim=64 --option rule.depth=1 -t recall --train-option lr=1e-3`
     """
+    import_files(imports or [])
     settings = assignments(train_option or []) | {"seed": seed} | ({} if steps is None else {"steps": steps})
     source = {"name": task, **assignments(task_option or [])} | ({} if text is None else {"path": str(text)})
     model = changed({"name": architecture}, assignments(option or []))
     folder = folder or Path("runs") / f"{architecture}-{task}"
-    found = train_one(model, source, settings, folder, _err())
+    found = train_one(model, source, settings, folder, _err(), imports or [])
     _tell(f"Saved in {folder}")
     raise typer.Exit(0 if found["status"] == FINISHED else 1)
 

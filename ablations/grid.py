@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from ablations.settings import TrainConfig
 from ablations.strict import Settings, load_yaml, parse
+from memkit.own_files import import_files
 from memkit.registry import Config, build, factory, nearest, register
 
 BASELINE = "baseline"
@@ -44,6 +45,7 @@ class Grid(Settings):
       is put first where no variant has that). A mapping changes what it names and keeps the rest. Another
       `name` takes another architecture, with those of the baseline's options that it has too.
     - `seeds`: how many, or which.
+    - `imports`: Python files of your own that register components the grid names, beside the grid's file.
     """
 
     title: str
@@ -53,6 +55,7 @@ class Grid(Settings):
     baseline: dict[str, Any]
     variants: dict[str, dict[str, Any] | None]
     seeds: list[int] = [0, 1]
+    imports: list[str] = []
     report: ReportNotes = ReportNotes()
 
     @pydantic.field_validator("seeds", mode="before")
@@ -113,11 +116,17 @@ def _merge(base: Any, change: Any) -> Any:
 
 
 def read_grid(
-    source: str | Path, *, seeds: int | None = None, steps: int | None = None, text: str | None = None
+    source: str | Path,
+    *,
+    seeds: int | None = None,
+    steps: int | None = None,
+    text: str | None = None,
+    imports: Iterable[Path] = (),
 ) -> Grid:
     """Read and check a grid: a shipped one by its name, or a file.
 
-    seeds, steps and text (the path of the task `text`) replace what the grid says. Raises `ValueError`,
+    seeds, steps and text (the path of the task `text`) replace what the grid says; imports are added to its own.
+    They are imported here, and named by their full paths in the grid that is returned. Raises `ValueError`,
     naming the file and the nearest valid key, for anything that could not run.
     """
     content, where = _find(source)
@@ -130,7 +139,10 @@ def read_grid(
         replaced["train"] = {**grid.train, "steps": steps}
     if text is not None:
         replaced["task"] = {"name": grid.task_config.name, **grid.task_config.options, "path": text}
-    grid = parse(Grid, {**data, **replaced}, where) if replaced else grid
+    beside = [str(Path(source).resolve().parent / file) for file in grid.imports]
+    replaced["imports"] = [*beside, *(str(file.resolve()) for file in imports)]
+    grid = parse(Grid, {**data, **replaced}, where)
+    import_files(grid.imports)
     check(grid, where)
     return grid
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ablations.settings import TrainConfig
 from ablations.strict import parse
 from ablations.train import Training, begin, make_model, train
 from memkit.divergence import DivergedError
+from memkit.own_files import import_files
 from memkit.registry import build
 
 FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
@@ -30,13 +31,17 @@ FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run's numbers depend on, and the name that messages give it."""
+    """What a run's numbers depend on, and the name that messages give it.
+
+    imports: path -> digest of the user's files that the architecture needs.
+    """
 
     name: str
     architecture: dict[str, Any]
     vocab_size: int
     task: dict[str, Any]
     train: TrainConfig
+    imports: dict[str, str] = field(default_factory=dict)
 
     def data(self) -> dict[str, Any]:
         """The run as data."""
@@ -48,7 +53,8 @@ class RunSpec:
         return cls(**{**data, "train": parse(TrainConfig, data["train"], "run.json: train")})
 
     def model(self) -> nn.Module:
-        """The model with the initial weights of the run's seed."""
+        """The model with the initial weights of the run's seed; its files are imported first, in this process too."""
+        import_files(self.imports)
         return make_model(lambda: build("architecture", self.architecture, vocab_size=self.vocab_size), self.train)
 
 

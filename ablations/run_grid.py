@@ -21,6 +21,7 @@ from ablations.pool import News, cores, run_all
 from ablations.results import GRID_FILE, collect, run_folder
 from ablations.run import RunSpec
 from memkit.checks import positive
+from memkit.own_files import digest
 
 Key = tuple[str, int]  # variant, seed
 NEWS_SECONDS = 0.25
@@ -51,6 +52,7 @@ def run_grid(
             vocab_size=task.vocab_size,
             task={"name": grid.task_config.name, **grid.task_config.options},
             train=grid.settings(seed),
+            imports=_digests(grid),
         )
         for seed in grid.seeds
         for name, architecture in grid.architectures().items()
@@ -68,6 +70,17 @@ def run_grid(
     finally:  # an interrupted grid reports what it has
         results = collect(out)
     return results
+
+
+def _written(grid: Grid) -> dict[str, Any]:
+    """The grid as its author wrote it, files by name."""
+    written = grid.model_dump(exclude_defaults=True)
+    return written | ({"imports": [Path(file).name for file in grid.imports]} if grid.imports else {})
+
+
+def _digests(grid: Grid) -> dict[str, str]:
+    """The user's files and what is in them: numbers depend on that."""
+    return {file: digest(file) for file in grid.imports}
 
 
 def _work(spec: RunSpec, folder: Path, send: Callable[[Any], None]) -> dict[str, Any]:
@@ -115,6 +128,7 @@ def _describe(grid: Grid, task: Any) -> dict[str, Any]:
             "task": {"name": grid.task_config.name, **grid.task_config.options},
             "train": grid.settings().model_dump(exclude={"seed"}),
             "variants": grid.architectures(),
+            **({"imports": {Path(file).name: found for file, found in _digests(grid).items()}} if grid.imports else {}),
         },
         "token_digest": task.fingerprint(),
         "seeds": grid.seeds,
@@ -122,7 +136,7 @@ def _describe(grid: Grid, task: Any) -> dict[str, Any]:
         "metric": {key: getattr(metric, key) for key in ("name", "unit", "direction", "solved")},
         "yardstick": vars(task.yardstick),
         "length": task.length,
-        "text": yaml.safe_dump(grid.model_dump(exclude_defaults=True), sort_keys=False, width=100),
+        "text": yaml.safe_dump(_written(grid), sort_keys=False, width=100),
         "environment": {
             "memkit": version("memkit"),
             "torch": torch.__version__,

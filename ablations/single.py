@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,28 @@ from ablations.run import RunSpec
 from ablations.settings import TrainConfig
 from ablations.strict import parse
 from memkit.divergence import DivergedError, GenerationDivergedError
+from memkit.own_files import digest
 from memkit.registry import build
 
 
 def train_one(
-    architecture: dict[str, Any], task: dict[str, Any], settings: dict[str, Any], folder: Path, console: Console
+    architecture: dict[str, Any],
+    task: dict[str, Any],
+    settings: dict[str, Any],
+    folder: Path,
+    console: Console,
+    imports: Iterable[Path] = (),
 ) -> dict[str, Any]:
     """Train one model in a folder, or go on where it stopped, and return the run's result.
 
-    Everything is checked before anything is written; raises `ValueError` as the registry does.
+    imports: the user's files that register what it is made of. Everything is checked before anything is written;
+    raises `ValueError` as the registry does.
     """
+    files = {str(file.resolve()): digest(file) for file in imports}
     config = parse(TrainConfig, settings, "train")
     built = build("task", task)
     build_empty(architecture, built.vocab_size)
-    spec = RunSpec(f"{architecture['name']} on {task['name']}", architecture, built.vocab_size, task, config)
+    spec = RunSpec(f"{architecture['name']} on {task['name']}", architecture, built.vocab_size, task, config, files)
     key = (spec.name, config.seed)
     with Display(console) as display:
         display.start({key: spec}, 0)

@@ -28,10 +28,12 @@ _ELSEWHERE = tuple(
     if Path(folder) != Path(sys.prefix)  # that is above a user's own folders, too
 )
 """Where code lies that is not the user's."""
+_imported: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+"""Module name -> what was in the file, and what it registered."""
 
 
 def import_file(path: str | Path) -> list[tuple[str, str]]:
-    """Run a Python file and return kind and name of everything that it registered; a changed file may be run again.
+    """Run a Python file and return kind and name of everything that it registered; an unchanged one is run once.
 
     Raises `ValueError`, with the line of the file, when it does not exist or does not import.
     """
@@ -39,7 +41,9 @@ def import_file(path: str | Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}.")
     discover()  # what is installed comes first: a file that takes one of its names is told so
-    name = _module_name(path)
+    name, found = _module_name(path), digest(path)
+    if _imported.get(name) == (found, registered_by(name)):
+        return registered_by(name)
     forget(name)
     linecache.checkcache(str(path))
     module = types.ModuleType(name)
@@ -57,6 +61,7 @@ def import_file(path: str | Path) -> list[tuple[str, str]]:
     finally:
         with suppress(ValueError):  # the file has taken it away itself
             sys.path.remove(folder)
+    _imported[name] = found, registered_by(name)
     return registered_by(name)
 
 

@@ -22,7 +22,7 @@ def has_lr_and_decay(rule: Rule) -> bool:
 
 
 APART = "an operation over the axis of {}, a mean or a norm say, in prepare, loss or memory."
-STATE = "what a step remembers goes into its slots, and nowhere else; tensors are replaced, never written into."
+STATE = "What a step remembers goes into its slots, and nowhere else; tensors are replaced, never written into."
 
 RULE_LAWS: dict[str, Law] = table(
     [
@@ -51,7 +51,7 @@ RULE_LAWS: dict[str, Law] = table(
             rule_gates.linear_as_declared,
             rule_gates.declares_something_linear,
             "a part that is declared linear",
-            hint="a clip, norm, sign or square in that part. Keep it and say linear=False; laws on forms follow.",
+            hint="a clip, norm, sign or square in that part. Say linear=False, or move it into the objective.",
         ),
         Law(
             "neutral gates",
@@ -69,7 +69,11 @@ RULE_LAWS: dict[str, Law] = table(
         ),
         Law("forms agree", rule_time.forms_agree, hint="'linear as declared' first: fast forms rest on those claims."),
         Law("block size is speed", rule_time.block_size_is_speed),
-        Law("split anywhere", rule_time.split_anywhere, hint=STATE),
+        Law(
+            "split anywhere",
+            rule_time.split_anywhere,
+            hint=f"'forms agree' first: each piece takes another form. {STATE}",
+        ),
         Law("decode is prefill", rule_time.decode_is_prefill, hint=STATE),
         Law("empty call", rule_time.empty_call, hint=STATE),
         Law("causality", rule_time.causality, hint=APART.format("tokens")),

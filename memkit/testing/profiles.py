@@ -32,7 +32,7 @@ class Profile:
 
 
 PROFILES = {
-    "quick": Profile(3, stream=200),
+    "quick": Profile(3),
     "default": Profile(10),
     "nightly": Profile(10_000, spread=True, stream=1000, longest=100_000),
 }
