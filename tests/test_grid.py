@@ -86,7 +86,8 @@ def test_the_command_line_may_replace_seeds_steps_and_text(tmp_path: Path) -> No
 
 
 def test_shipped_grids_are_valid_and_registered() -> None:
-    assert shipped() == memkit.names("grid") == ["quickstart", "recall", "recall_attention", "smoke", "titans_table5"]
+    names = ["multiresolution", "quickstart", "recall", "recall_attention", "smoke", "titans_table5"]
+    assert shipped() == memkit.names("grid") == names
     for name in shipped():
         grid = memkit.build("grid", name)
         assert len(grid.seeds) >= 2
