@@ -81,7 +81,7 @@ def test_a_false_claim_to_be_linear_is_found_and_shown_again(capfd: pytest.Captu
             "rounding",
         }
     )
-    assert "step of optimizer 'own'" in joined(text) and "say linear=False" in joined(text)
+    assert "step of optimizer 'own'" in joined(text) and "Say linear=False" in joined(text)
     assert "with the coefficients that it shows for units" in joined(text)  # the equation
     (again,) = re.findall(r'^ +memkit check (own.py --law "linear as declared" --example .*)$', text, re.MULTILINE)
     example = re.search(r'--example "(.*)"', again)

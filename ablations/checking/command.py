@@ -18,7 +18,7 @@ from memkit.own_files import digest
 from memkit.registry import nearest
 from memkit.testing.profiles import Profile, profile_named
 from memkit.testing.report import Verdict
-from memkit.testing.subjects import Subject
+from memkit.testing.subjects import Subject, small_options
 from memkit.testing.targets import Target, Unit, find_targets, joined, units
 
 KEPT, BROKEN, UNUSABLE = 0, 1, 2
@@ -118,6 +118,7 @@ def _try_all(
     found: dict[str, dict[str, list[Verdict]]] = {str(unit.target): {} for unit in todo}
     left = {name: sum(str(unit.target) == name for unit in todo) for name in found}
     held: dict[str, list[Verdict]] = {}
+    sizes = {str(t): small_options(t.kind, t.name, t.options) for t, _ in pairs}
     with Bar(err, len(todo)) as bar, closing(run_units(todo, pairs, asked.jobs, store)) as results:
         for unit, verdict in results:
             name = str(unit.target)
@@ -128,5 +129,5 @@ def _try_all(
                 # In the order of laws, whichever worker was first.
                 order = dict.fromkeys(unit.law for unit in todo if str(unit.target) == waiting)
                 held[waiting] = [joined(found[waiting][law]) for law in order]
-                print_verdicts(waiting, held[waiting], asked, len(pairs) > 1, out)
+                print_verdicts(waiting, sizes[waiting], held[waiting], asked, len(pairs) > 1, out)
     return held

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Self
 
@@ -61,9 +63,19 @@ def print_unusable(refused: Mapping[str, str], console: Console) -> None:
         console.print(f"[bold red]Error:[/bold red] {escape(message)}", highlight=False)
 
 
-def print_verdicts(component: str, verdicts: Sequence[Verdict], asked: Asked, several: bool, console: Console) -> None:
-    """One component: its laws in order."""
+def print_verdicts(
+    component: str,
+    options: Mapping[str, object],
+    verdicts: Sequence[Verdict],
+    asked: Asked,
+    several: bool,
+    console: Console,
+) -> None:
+    """One component, with the options it was made with, and its laws in order."""
     console.print(f"[bold]{escape(component)}[/bold], {_effort(asked)}", highlight=False)
+    if options:
+        made = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        console.print(Padding(f"[dim]made with {escape(made)}[/dim]", (0, 0, 0, 2)), highlight=False)
     for verdict in verdicts:
         _print_verdict(verdict, console)
         if verdict.status == "failed":
@@ -108,7 +120,7 @@ def _command(component: str, verdict: Verdict, asked: Asked, several: bool) -> s
     parts = ["memkit check", asked.what if asked.what != "all" else name]
     if several or asked.kind:
         parts.append(f"--kind {kind}")
-    parts += [f"--option {key}={value}" for key, value in asked.options.items()]
+    parts += [f"--option {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in asked.options.items()]
     return " ".join([*parts, f"--law {_quoted(verdict.law)}", f"--example {_quoted(str(verdict.example))}"])
 
 

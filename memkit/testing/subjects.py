@@ -32,9 +32,14 @@ SMALL: dict[str, Any] = {
     "segment": 4,
     "persistent": 2,
     "tokens": 2,
+    "chunk": 3,
+    "shard": 5,
+    "levels": [1, 3],
+    "shards": [8],
 }
 """Options that bring mixers and architectures down to the sizes at which laws are tried."""
-SMALL_RULE: dict[str, Any] = {"depth": 1, "mini_batch": 4}
+SMALL_RULE = {"mini_batch": 4, "update_every": 3, "window": 3, "expansion": 2}
+"""What is larger by default comes down to this, so that 12 tokens cross the ends of mini-batches and writes."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ def registered_subject(kind: str, name: str, options: Mapping[str, Any], engine:
     Raises `ValueError` for unknown names and options, and when it makes something else than its kind says.
     """
     if kind == "rule":
-        made = build("rule", name, **options)
+        made = build("rule", name, **small_options(kind, name, options))
         if not isinstance(made, Rule):
             raise ValueError(f"rule {name!r} must make a memkit.Rule; it made a {type(made).__name__}.")
         return rule_subject(made, engine, name)
@@ -122,16 +127,19 @@ def registered_subject(kind: str, name: str, options: Mapping[str, Any], engine:
 
 
 def small_options(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a mixer or architecture at which laws are tried, `options` going before them."""
+    """The options at which laws are tried on a component, where they are not its defaults; `options` go first."""
+    if kind == "rule":
+        return {**_small_rule(name), **options}
     takes = inspect.signature(factory(kind, name)).parameters
     small = {key: value for key, value in SMALL.items() if key in takes}
+    default = takes["rule"].default if "rule" in takes else None
+    matrix = _matrix_rule(default if isinstance(default, str) else "titans")
     if "rule" in takes:
-        default = takes["rule"].default
-        small["rule"] = _small_rule(default if isinstance(default, str) else "titans")
+        small["rule"] = matrix
     if "mixer" in takes:
-        small["mixer"] = {"name": "neural_memory", "rule": _small_rule("titans")}
+        small["mixer"] = {"name": "neural_memory", "rule": matrix}
     if "pattern" in takes:  # in this order: gradients through a large state space model behind a memory explode
-        small["pattern"] = ["mamba2", {"name": "neural_memory", "rule": _small_rule("titans")}]
+        small["pattern"] = ["mamba2", {"name": "neural_memory", "rule": matrix}]
     found = {**small, **options}
     if isinstance(found.get("rule"), Mapping) and "name" not in found["rule"]:
         found["rule"] = {**small["rule"], **found["rule"]}
@@ -140,4 +148,11 @@ def small_options(kind: str, name: str, options: Mapping[str, Any]) -> dict[str,
 
 def _small_rule(name: str) -> dict[str, Any]:
     takes = inspect.signature(factory("rule", name)).parameters
-    return {"name": name, **{key: value for key, value in SMALL_RULE.items() if key in takes}}
+    defaults = {key: takes[key].default for key in SMALL_RULE if key in takes}
+    return {key: SMALL_RULE[key] for key, value in defaults.items() if type(value) is int and value > SMALL_RULE[key]}
+
+
+def _matrix_rule(name: str) -> dict[str, Any]:
+    """A rule for mixers: a matrix where it can be one, as deep memories need not stay finite under any stream."""
+    depth = {"depth": 1} if "depth" in inspect.signature(factory("rule", name)).parameters else {}
+    return {"name": name, **_small_rule(name), **depth}

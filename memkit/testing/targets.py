@@ -12,7 +12,7 @@ from memkit.own_files import import_file, import_files, in_words, module_of
 from memkit.registry import exemptions, names, nearest
 from memkit.rule import Rule
 from memkit.testing.examples import line, read_line
-from memkit.testing.profiles import Profile
+from memkit.testing.profiles import PROFILES, Profile
 from memkit.testing.report import Verdict
 from memkit.testing.subjects import KINDS, Subject, registered_subject
 from memkit.testing.trying import judge
@@ -113,6 +113,8 @@ def units(pairs: Sequence[tuple[Target, Subject]], profile: Profile) -> list[Uni
             many = profile.examples
             if profile.spread:
                 many = math.ceil(many / holders.get((target.kind, name), 1))
+            if name in target.exempt:  # that it is kept is said only after a fair number of tries
+                many = max(many, math.ceil(PROFILES["default"].examples / law.share))
             parts = max(1, math.ceil(many * law.share / PART)) if name in subject.applicable else 1
             each = replace(profile, examples=math.ceil(many / parts))
             found += [Unit(target, name, each, part) for part in range(parts)]
@@ -123,9 +125,12 @@ def units(pairs: Sequence[tuple[Target, Subject]], profile: Profile) -> list[Uni
 
 
 def joined(verdicts: Iterable[Verdict]) -> Verdict:
-    """The verdict on a law of the verdicts on its parts: the first failure, if there is one."""
+    """The verdict on a law of the verdicts on its parts: the first failure, if there is one.
+
+    A law that any part found broken, as an exemption says, is not kept, though other parts did not find that.
+    """
     verdicts = list(verdicts)
-    worst = next((v for v in verdicts if v.status == "failed"), verdicts[0])
+    worst = next((v for status in ("exempt", "failed") for v in verdicts if v.status == status), verdicts[0])
     return replace(
         worst,
         examples=sum(v.examples for v in verdicts),

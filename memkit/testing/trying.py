@@ -36,9 +36,10 @@ def judge(
 ) -> Verdict:
     """Try a law, unless it does not apply; an exemption turns the verdict around.
 
-    part: the number of this part of the examples, where they are divided. example: this problem alone.
+    part: the number of this part of the examples, where they are divided. example: this problem alone, of which no
+    exemption is asked for.
     """
-    reason = exempt.get(law.name)
+    reason = exempt.get(law.name) if example is None else None
     say = partial(Verdict, law=law.name, equation=law.equation)
     if not law.applies(subject.specimen):
         if reason:

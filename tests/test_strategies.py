@@ -1,0 +1,87 @@
+"""Problems and laws as others build on them: lines that can be typed in again, and laws of one's own."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+
+import memkit
+from memkit.rule import Rule
+from memkit.testing import (
+    Law,
+    LawBroken,
+    MixerProblem,
+    RuleProblem,
+    check_rule,
+    mixer_problems,
+    rule_problems,
+    same_trees,
+)
+from memkit.testing.examples import line, read_line
+from memkit.testing.profiles import Profile
+from memkit.testing.report import Verdict
+from memkit.testing.subjects import registered_subject, small_options
+from memkit.testing.targets import Target, joined, units
+
+RULE = memkit.build("rule", "titans", depth=1, mini_batch=3)
+
+
+@given(rule_problems(RULE))
+def test_a_line_is_the_problem_again(problem: RuleProblem) -> None:
+    assert read_line(RuleProblem, line(problem)) == problem
+    assert eval(repr(problem)) == problem
+
+
+@given(mixer_problems())
+def test_a_mixers_problem_too(problem: MixerProblem) -> None:
+    assert read_line(MixerProblem, line(problem)) == problem
+
+
+def test_the_smallest_problem_is_an_empty_line() -> None:
+    assert repr(RuleProblem()) == "RuleProblem()"
+    assert line(RuleProblem(tokens=3, form="dual", seed=7)) == "tokens=3, form='dual', seed=7"
+
+
+def values_count_once(rule: Rule, problem: RuleProblem) -> None:
+    """Twice the values make twice the weights: so it is from weights of 0, and from no others."""
+    tokens, state = problem.tokens_for(rule), problem.fresh_state(rule)
+    twice = tokens._replace(v=2 * tokens.v)
+    _, once = problem.engine.memorize(rule, *tokens, state)
+    _, after = problem.engine.memorize(rule, *twice, state)
+    same_trees("weights", after.weights, {name: 2 * weight for name, weight in once.weights.items()})
+
+
+def test_a_law_of_ones_own_is_tried_like_any_other() -> None:
+    law = Law("values count once", values_count_once, hint="initial weights.")
+    with pytest.raises(LawBroken, match="titans breaks 'values count once'") as broken:
+        check_rule(RULE, laws=[law])
+    assert "RuleProblem(form=" in str(broken.value) and "initial weights." in str(broken.value)
+    report = check_rule(RULE, laws=["shapes", Law("holds", lambda rule, problem: None)])
+    assert [verdict.status for verdict in report.verdicts] == ["passed", "passed"]
+
+
+def test_components_are_brought_down_to_the_size_of_the_problems() -> None:
+    assert small_options("rule", "titans", {"depth": 1}) == {"mini_batch": 4, "expansion": 2, "depth": 1}
+    assert small_options("rule", "mamba2", {}) == {}
+    assert small_options("mixer", "mag", {})["rule"] == {"name": "titans", "mini_batch": 4, "expansion": 2, "depth": 1}
+    assert small_options("mixer", "mag", {"rule": {"depth": 2}})["rule"]["depth"] == 2
+    assert registered_subject("architecture", "mal", {"depth": 1}).specimen.vocab_size == 7
+
+
+def test_a_laws_examples_are_spread_over_components_and_divided() -> None:
+    pairs = [(target, target.subject()) for target in (Target("rule", "titans"), Target("rule", "mamba2"))]
+    made = units(pairs, Profile(1000, spread=True, longest=5000))
+    mine = [unit for unit in made if (unit.target.name, unit.law) == ("titans", "causality")]
+    assert [unit.profile.examples for unit in mine] == [100] * 5
+    streams = [unit.profile for unit in made if (unit.target.name, unit.law) == ("mamba2", "single precision")]
+    assert [(one.examples, one.stream) for one in streams] == [(500, 300), (1, 5000)]
+    assert len({unit.key for unit in made}) == len(made)
+
+
+def test_parts_of_a_law_are_joined() -> None:
+    def verdict(status, detail=""):
+        return Verdict(law="a", equation="", status=status, detail=detail, examples=3)
+
+    broken = joined([verdict("passed"), verdict("failed", "first"), verdict("failed", "second")])
+    assert (broken.status, broken.detail, broken.examples) == ("failed", "first", 9)
+    assert joined([verdict("failed", "exempt, but kept"), verdict("exempt")]).status == "exempt"
