@@ -23,6 +23,7 @@ from ablations.report.table import print_table
 from ablations.results import failed
 from ablations.run import FINISHED
 from ablations.run_grid import run_grid
+from ablations.settings import TrainConfig
 from ablations.single import continue_text, train_one
 from ablations.strict import assignments
 from memkit.divergence import DivergedError
@@ -45,6 +46,15 @@ Text = Annotated[Path | None, typer.Option(help="Your own text, a file or a fold
 Steps = Annotated[int | None, typer.Option(min=1, help="Training steps, instead of what is set otherwise.")]
 Pairs = list[str] | None
 Imports = Annotated[list[Path] | None, typer.Option("--import", help="Your Python file of components; repeat.")]
+_KEYS = ", ".join(key for key in TrainConfig.model_fields if key not in ("steps", "seed"))
+ArchitectureOptions = Annotated[
+    Pairs,
+    typer.Option("--option", help="Of the architecture, key=value; repeat. Keys: `memkit list architecture NAME`."),
+]
+TaskOptions = Annotated[
+    Pairs, typer.Option("--task-option", help="Of the task, likewise. Keys: `memkit list task NAME`.")
+]
+TrainOptions = Annotated[Pairs, typer.Option("--train-option", help=f"Of the training, likewise. Keys: {_KEYS}.")]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -187,9 +197,9 @@ def train(
     architecture: Annotated[str, typer.Option("--architecture", "-a", help="See `memkit list architecture`.")] = "mac",
     task: Annotated[str, typer.Option("--task", "-t", help="See `memkit list task`.")] = "text",
     folder: Out = None,
-    option: Annotated[Pairs, typer.Option("--option", help="Of the architecture, key=value; repeat.")] = None,
-    task_option: Annotated[Pairs, typer.Option("--task-option", help="Of the task, likewise.")] = None,
-    train_option: Annotated[Pairs, typer.Option("--train-option", help="Of the training, likewise.")] = None,
+    option: ArchitectureOptions = None,
+    task_option: TaskOptions = None,
+    train_option: TrainOptions = None,
     steps: Steps = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the data and the initial weights.")] = 0,
     text: Text = None,

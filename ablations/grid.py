@@ -161,11 +161,16 @@ def check(grid: Grid, where: str) -> None:
     """Raise one `ValueError` with every fault of a grid: task, training, and each variant, built empty."""
     faults: list[str] = []
 
+    inherited: set[str] = set()
+
     def attempt(place: str, function: Callable[[], Any]) -> Any:
         try:
             return function()
         except ValueError as error:
-            faults.append(f"{where}, {place}: {error}")
+            if str(error) not in inherited:  # every variant has the baseline's faults
+                faults.append(f"{where}, {place}: {error}")
+            if place == BASELINE:
+                inherited.add(str(error))
 
     task = attempt("task", lambda: grid.task_config.build())
     attempt("train", grid.settings)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import types
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -39,11 +41,13 @@ def print_component(kind: str, name: str, console: Console) -> None:
     parameters = inspect.signature(made_by).parameters.values()
     if not parameters:
         return
+    hints = _hints(made_by)
     table = Table("option", "default", "type", header_style="bold")
     for parameter in parameters:
-        required = parameter.default is parameter.empty
-        default = "[yellow]required[/yellow]" if required else escape(repr(parameter.default))
-        table.add_row(f"[bold]{parameter.name}[/bold]", default, escape(_type(parameter)))
+        default = parameter.default
+        shown = f"{default:.4g}" if isinstance(default, float) else repr(default)
+        shown = "[yellow]required[/yellow]" if default is parameter.empty else escape(shown)
+        table.add_row(f"[bold]{parameter.name}[/bold]", shown, escape(_words(hints.get(parameter.name, ""))))
     console.print()
     console.print(table)
 
@@ -52,8 +56,18 @@ def _documentation(made_by: Callable[..., Any]) -> str:
     return inspect.getdoc(made_by) or "(no description)"
 
 
-def _type(parameter: inspect.Parameter) -> str:
-    annotation = parameter.annotation
-    if annotation is parameter.empty:
-        return ""
-    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+def _hints(made_by: Callable[..., Any]) -> dict[str, Any]:
+    return typing.get_type_hints(made_by.__init__ if inspect.isclass(made_by) else made_by)
+
+
+def _words(hint: Any) -> str:
+    """A type as one writes it: `str | dict | Rule`, `'english' | 'code'`, `list[str | dict]`."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(_words, inside))
+    if origin is typing.Literal:
+        return " | ".join(map(repr, inside))
+    if hint is types.NoneType:
+        return "None"
+    name = getattr(origin or hint, "__name__", str(hint))
+    return f"list[{_words(inside[0])}]" if origin is list else name

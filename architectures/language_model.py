@@ -236,9 +236,10 @@ class LanguageModel(nn.Module):
             raise ValueError(f"ids must be integers [B, T]; got {ids.dtype} {tuple(ids.shape)}.")
         if mask is not None and (mask.shape != ids.shape or mask.dtype != torch.bool):
             raise ValueError(f"mask must be boolean [B, T] = {tuple(ids.shape)}; got {mask.dtype} {tuple(mask.shape)}.")
-        if state is not None and len(state.layers) != self.depth:
+        if state is not None and (not isinstance(state, ModelState) or len(state.layers) != self.depth):
+            layers = len(state.layers) if isinstance(state, ModelState) else f"no ({type(state).__name__})"
             raise ValueError(
-                f"the state has {len(state.layers)} layers and the model {self.depth}. "
+                f"the state has {layers} layers and the model {self.depth}. "
                 "Use a state that this model returned, or its init_state(batch)."
             )
         # Elsewhere than on the CPU a look at the ids would wait for the device, at every token of a decoder.

@@ -23,7 +23,12 @@ def lmm(
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
-    """Titans without attention: the neural memory is the only thing that mixes tokens."""
+    """Titans without attention: the neural memory is the only thing that mixes tokens.
+
+    rule, conv, surprise_limit: as for the mixer `neural_memory`. persistent: learned tokens in front of every
+    layer, 0 for none. feed_forward, checkpoint: as for `LanguageModel`, a SwiGLU's width in multiples of dim, and
+    whether blocks are computed again in the backward pass instead of being kept.
+    """
     mixers = [
         NeuralMemory(dim=dim, heads=heads, rule=rule, conv=conv, surprise_limit=surprise_limit) for _ in range(depth)
     ]

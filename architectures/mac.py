@@ -190,7 +190,13 @@ def mac(
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
-    """Titans, memory as a context: attention over what the memory recalls and the segment, in every layer."""
+    """Titans, memory as a context: attention over what the memory recalls and the segment, in every layer.
+
+    segment: tokens that attention sees at most. rule, conv, surprise_limit: as for the mixer `neural_memory`.
+    persistent: learned tokens in front of every layer, 0 for none. feed_forward, checkpoint: as for
+    `LanguageModel`, a SwiGLU's width in multiples of dim, and whether blocks are computed again in the backward
+    pass instead of being kept.
+    """
     mixers = [
         MemoryAsContext(dim=dim, heads=heads, segment=segment, rule=rule, conv=conv, surprise_limit=surprise_limit)
         for _ in range(depth)

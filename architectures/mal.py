@@ -74,7 +74,12 @@ def mal(
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
-    """Titans, memory as a layer: the memory, then sliding-window attention, in every layer."""
+    """Titans, memory as a layer: the memory, then sliding-window attention, in every layer.
+
+    window: tokens that attention sees. rule, conv, surprise_limit: as for the mixer `neural_memory`. persistent:
+    learned tokens in front of every layer, 0 for none. feed_forward, checkpoint: as for `LanguageModel`, a SwiGLU's
+    width in multiples of dim, and whether blocks are computed again in the backward pass instead of being kept.
+    """
     mixers = [
         MemoryAsLayer(dim=dim, heads=heads, window=window, rule=rule, conv=conv, surprise_limit=surprise_limit)
         for _ in range(depth)

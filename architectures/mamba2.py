@@ -20,7 +20,12 @@ def mamba2(
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
-    """A Mamba-2 layer in every block; options as for the mixer `mamba2`."""
+    """A Mamba-2 layer in every block.
+
+    heads, state, expand, conv: as for the mixer `mamba2`. feed_forward, checkpoint: as for `LanguageModel`, a
+    SwiGLU's width in multiples of dim, and whether blocks are computed again in the backward pass instead of being
+    kept.
+    """
     return hybrid(
         vocab_size=vocab_size,
         pattern=[{"name": "mamba2", "state": state, "expand": expand, "conv": conv}],

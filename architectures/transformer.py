@@ -18,7 +18,11 @@ def transformer(
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
-    """Full causal attention in every layer; its state grows with the text."""
+    """Full causal attention in every layer; its state grows with the text.
+
+    conv: as for the mixer `full_attention`. feed_forward, checkpoint: as for `LanguageModel`, a SwiGLU's width in
+    multiples of dim, and whether blocks are computed again in the backward pass instead of being kept.
+    """
     return hybrid(
         vocab_size=vocab_size,
         pattern=[{"name": "full_attention", "conv": conv}],
@@ -42,7 +46,11 @@ def sliding_window(
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
-    """Causal attention over the last `window` tokens, the token itself included, in every layer."""
+    """Causal attention over the last `window` tokens, the token itself included, in every layer.
+
+    conv: as for the mixer `sliding_window`. feed_forward, checkpoint: as for `LanguageModel`, a SwiGLU's width in
+    multiples of dim, and whether blocks are computed again in the backward pass instead of being kept.
+    """
     return hybrid(
         vocab_size=vocab_size,
         pattern=[{"name": "sliding_window", "window": window, "conv": conv}],

@@ -46,6 +46,18 @@ def test_list_of_a_component_has_its_options_and_defaults(capfd: pytest.CaptureF
     assert [cell.strip() for cell in row.strip("│").split("│")] == ["vocab_size", "64", "int"]
 
 
+def test_types_and_defaults_are_written_as_one_writes_them(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "architecture", "hybrid"]) == 0
+    assert main(["list", "architecture", "lmm"]) == 0
+    assert main(["list", "task", "text"]) == 0
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in capfd.readouterr().out.splitlines()]
+    assert ["pattern", "required", "list[str | dict]"] in rows
+    assert ["rule", "'titans'", "str | dict | Rule"] in rows
+    assert ["feed_forward", "2.667", "float"] in rows
+    assert ["surprise_limit", "None", "float | None"] in rows
+    assert ["corpus", "'english'", "'english' | 'code' | 'both'"] in rows
+
+
 def test_list_of_a_grid_is_its_file(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "grid", "smoke"]) == 0
     assert "baseline: {name: lmm, dim: 16, depth: 1, heads: 2}" in capfd.readouterr().out

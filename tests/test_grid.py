@@ -171,6 +171,18 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     assert len(str(caught.value).splitlines()) == 4
 
 
+def test_a_fault_of_the_baseline_is_told_once_and_one_of_two_variants_twice(tmp_path: Path) -> None:
+    baseline = {"name": "lmm", "dim": 8, "heads": 3}
+    changes = {"a": {}, "b": {"depth": 1}, "c": {"heads": 2, "x": 1}, "d": {"heads": 2, "x": 1}}
+    with pytest.raises(ValueError, match="baseline: heads = 3 does not divide") as caught:
+        small(tmp_path, baseline=baseline, variants=changes)
+    assert [line.split(": ")[0].split(", ")[-1] for line in str(caught.value).splitlines()] == [
+        "baseline",
+        "variant 'c'",
+        "variant 'd'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -195,6 +195,7 @@ def test_it_works_in_inference_mode_and_low_precision(dtype: torch.dtype) -> Non
         (text(1, 3), {"mask": torch.ones(1, 2).bool()}, r"mask must be boolean \[B, T\] = \(1, 3\)"),
         (text(1, 3), {"mask": torch.ones(1, 3)}, "mask must be boolean .*float32"),
         (text(1, 3), {"state": ModelState(layers=())}, "the state has 0 layers and the model 2"),
+        (text(1, 3), {"state": [1, 2]}, r"the state has no \(list\) layers and the model 2"),
     ],
 )
 def test_bad_ids_are_refused_before_any_work(ids: Tensor, options: dict[str, Any], message: str) -> None:
