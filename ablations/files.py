@@ -1,4 +1,4 @@
-"""Small files written whole or not at all, so that a killed run leaves nothing half-written."""
+"""Small files written whole or not at all, so that a killed run leaves nothing half-written, and what is in them."""
 
 from __future__ import annotations
 
@@ -33,3 +33,14 @@ def check_ours(folder: Path, marker: str) -> None:
     """Raise `ValueError` when a folder holds something, and not the file that marks it as one of ours."""
     if folder.exists() and not (folder / marker).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and is not an output folder. Choose another --out, or empty it.")
+
+
+def difference(held: Any, wanted: Any, place: str) -> str:
+    """The first place where two trees differ, in words; empty when they are equal."""
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        for key in dict.fromkeys([*held, *wanted]):
+            found = difference(held.get(key), wanted.get(key), f"{place}.{key}" if place else str(key))
+            if found:
+                return found
+        return ""
+    return "" if held == wanted else f"{place} is {held!r} there and {wanted!r} here"

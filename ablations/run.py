@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from ablations import checkpoint
-from ablations.files import check_ours, read_json, write_json, write_text
+from ablations.files import check_ours, difference, read_json, write_json, write_text
 from ablations.settings import TrainConfig
 from ablations.strict import parse
 from ablations.train import Training, begin, make_model, train
@@ -94,8 +94,9 @@ def claim(spec: RunSpec, folder: Path) -> None:
     """Make the folder this run's; `ValueError` when it is another's."""
     check_ours(folder, "run.json")
     path = folder / "run.json"
-    if path.exists() and read_json(path) != spec.data():
-        raise ValueError(f"{folder} holds another run; see its run.json. Choose another folder, or delete it.")
+    where = difference(read_json(path), spec.data(), "") if path.exists() else ""
+    if where:
+        raise ValueError(f"{folder} holds another run: {where}. Choose another folder, or delete it.")
     write_json(path, spec.data())
 
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from ablations import run
-from ablations.files import check_ours, read_json, write_json
+from ablations.files import check_ours, difference, read_json, write_json
 from ablations.grid import Grid
 from ablations.pool import News, cores, run_all
 from ablations.results import GRID_FILE, collect, run_folder
@@ -109,7 +109,7 @@ def _claim(grid: Grid, task: Any, out: Path) -> None:
     if path.exists():
         held = read_json(path)
         for part in ("definition", "token_digest"):
-            where = _difference(held[part], described[part], part)
+            where = difference(held[part], described[part], part)
             if where:
                 raise ValueError(
                     f"{out} holds another grid: {where}. Choose another --out to keep both, or delete that folder."
@@ -145,14 +145,3 @@ def _describe(grid: Grid, task: Any) -> dict[str, Any]:
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         },
     }
-
-
-def _difference(held: Any, wanted: Any, place: str) -> str:
-    """The first place where two trees differ, in words; empty when they are equal."""
-    if isinstance(held, dict) and isinstance(wanted, dict):
-        for key in dict.fromkeys([*held, *wanted]):
-            found = _difference(held.get(key), wanted.get(key), f"{place}.{key}")
-            if found:
-                return found
-        return ""
-    return "" if held == wanted else f"{place} is {held!r} there and {wanted!r} here"

@@ -161,7 +161,7 @@ def test_train_resumes_and_generates(capfd: pytest.CaptureFixture[str], tmp_path
     assert result["step"] == 40 and result["held_out"]["bits per byte"] < 3.0
     assert main([*command, *settings]) == 0  # finished: nothing to do
     assert main([*command, "--steps", "41"]) == 2
-    assert "holds another run" in capfd.readouterr().err
+    assert "holds another run: train.steps is 40 there and 41 here" in capfd.readouterr().err
 
     novel.unlink()  # a trained model needs its text no more
     generate = ["generate", "cat", "--prompt", "the c", "--tokens", "12"]

@@ -194,6 +194,7 @@ def test_the_page_is_whole_fetches_nothing_and_escapes_what_people_write(results
     assert "url(" not in html and "@import" not in html
     assert "&lt;script&gt;" in html and "w/o | &lt;b&gt;conv&lt;/b&gt;" in html
     assert "prefers-color-scheme:dark" in html
+    assert "<code>recall</code> &amp; more" in page({**results, "description": "`recall` & more"})
     for text in ("2.400 ± 0.035", "published", "27.00", "table 5", "Few steps.", "abc123", "12,345"):
         assert text in html
 

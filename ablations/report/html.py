@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import Any
 
@@ -40,6 +41,7 @@ font-size:11.5px;font-weight:400}
 .facts{display:grid;grid-template-columns:max-content 1fr;gap:4px 22px;margin:12px 0;font-size:14px}
 .facts dt{color:var(--muted)}.facts dd{margin:0;overflow-wrap:anywhere}
 details{margin-top:14px}summary{cursor:pointer;font-size:14px;color:var(--muted)}
+code{font:.9em ui-monospace,"SF Mono",Menlo,Consolas,monospace}
 pre{padding:18px 20px;background:var(--faint);border-radius:8px;overflow-x:auto;
 font:13px/1.55 ui-monospace,"SF Mono",Menlo,Consolas,monospace}
 @media(max-width:640px){main{padding:32px 18px}h1{font-size:26px}}
@@ -82,7 +84,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def _paragraph(content: str, class_: str = "") -> str:
-    return tag("p", escape(content), class_=class_) if content else ""
+    return tag("p", re.sub("`([^`]+)`", r"<code>\1</code>", escape(content)), class_=class_) if content else ""
 
 
 def _notes(report: dict[str, Any]) -> str:
