@@ -134,7 +134,7 @@ def _diverged(model: nn.Module, batches: list[Batch], config: TrainConfig, seen:
     for batch in batches:
         with _precision(config):
             found = found or find_divergence(model, batch.to(find_device(config.device)).ids)
-    where = "Its forward pass is finite, and the way back is not" if found is None else f"First, {found}"
+    where = "The forward pass, run again, is finite" if found is None else f"First, {found}"
     hint = f"A smaller lr, a longer warmup or a smaller clip may help.{found.remedy if found else ''}"
     error = DivergedError(f"{seen} {where}. {hint}")
     error.where = found

@@ -164,10 +164,25 @@ def test_training_says_where_and_keeps_what_was_computed() -> None:
     assert training.step == 2 and all(finite(parameter.detach()) for parameter in training.model.parameters())
 
 
+def test_held_out_rows_that_alone_diverge_are_searched_too() -> None:
+    settings = TrainConfig(steps=1, batch=3)
+    task = memkit.build("task", {"name": "recall", "length": 32, "pairs": 3, "vocab_size": VOCAB})
+    training = begin(model(wild=0.0), settings)
+
+    def break_a_head(step: int, loss: float) -> None:
+        with torch.no_grad():
+            training.model.blocks[1].mixer.inner.gates.lr_scale[1] += 20  # type: ignore[union-attr, index]
+
+    message = r"at step 1 of 1: held-out \{'accuracy': .*nan\}\. First, layer 1 \(blocks.1.mixer\), head 1, diverged"
+    with pytest.raises(DivergedError, match=message):
+        train(training, task, settings, on_step=break_a_head)
+    assert training.step == 1 and training.history == []
+
+
 def test_training_whose_gradient_alone_is_not_finite_says_so() -> None:
     settings = TrainConfig(steps=2, batch=3)
     task = memkit.build("task", {"name": "recall", "length": 32, "pairs": 3, "vocab_size": VOCAB})
     training = begin(model(wild=0.0), settings)
     training.model.embedding.weight.register_hook(lambda gradient: gradient * math.inf)  # type: ignore[union-attr]
-    with pytest.raises(DivergedError, match="Its forward pass is finite, and the way back is not. A smaller lr"):
+    with pytest.raises(DivergedError, match="gradient norm (nan|inf). The forward pass, run again, is finite. A"):
         train(training, task, settings)
