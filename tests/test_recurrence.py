@@ -228,24 +228,3 @@ def test_outer_gradients_are_those_of_the_recurrence(read: str, form: Form) -> N
             reference[index] = total.imag / step
             array[index] = real
         assert_near(grad.view(array.shape), reference, f"gradient of {name}")
-
-
-@pytest.mark.parametrize("form", ["scan", "dual"])
-def test_memorize_is_the_recurrence_of_mamba2(form: Form) -> None:
-    """h_t = a_t h_{t-1} + dt_t B_t x_t^T, y_t = C_t^T h_t (arXiv 2405.21060)."""
-    rule = memkit.build("rule", "mamba2")
-    titans = memkit.build("rule", "titans", depth=1)
-    case = draw(titans, batch=BATCH, tokens=TOKENS, heads=HEADS, key=KEY, value=VALUE)
-    gates = {name: case.gates[name] for name in ("lr", "decay")}
-    state = memkit.init_state(rule, batch=BATCH, heads=HEADS, key_dim=KEY, value_dim=VALUE, dtype=torch.double)
-    state = replace(state, weights=case.state.weights)
-    found = memkit.memorize(rule, case.q, case.k, case.v, gates, state, form=form, block_size=8)
-    references: list[Result] = []
-    for tokens, (matrix,), _ in case.rows():
-        outputs = []
-        for t in range(TOKENS):
-            written = np.outer(tokens["k"][t], tokens["v"][t])
-            matrix = (1 - tokens["alpha"][t]) * matrix + tokens["theta"][t] * written
-            outputs.append(tokens["q"][t] @ matrix)
-        references.append((np.stack(outputs), [matrix], []))
-    assert_equal(found, references)

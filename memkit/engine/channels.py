@@ -14,6 +14,7 @@ Small matrices lie in front, `[n, n, N, ...]`, n = 1 + slots, and channels last.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import reduce
 from operator import add
 from typing import NamedTuple
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memkit.engine.coefficients import Coefficients, Effect, Steps
+from memkit.state import map_tensors, tensors
 
 
 class Halves(NamedTuple):
@@ -44,7 +46,7 @@ class Spans(NamedTuple):
     """
 
     own: Tensor
-    joints: list[Halves]
+    joints: tuple[Halves, ...]
     carry: Tensor
     left: Tensor
     tokens: int
@@ -75,8 +77,7 @@ class ChannelEffect(NamedTuple):
         spans, seen = self.spans, self._observed(x)
         if self.before:
             seen = seen[..., 1:, :]
-        rest = spans.own.shape[-2] - seen.shape[-2]
-        seen, a = (F.pad(y, (0, 0, 0, r)) for y, r in ((seen, rest), (a, spans.own.shape[-2] - a.shape[-2])))
+        seen, a = (_padded(y, spans.own.shape[-2] - y.shape[-2]) for y in (seen, a))
         found = (_times(seen, spans.own)[0, 0] * a).sum(-1)[..., None, None]
         for ahead, behind in spans.joints:
             half = ahead.shape[-2]
@@ -101,6 +102,19 @@ class ChannelCoefficients(NamedTuple):
     point: ChannelEffect | None
     last_carry: Tensor
     last_write: Tensor
+
+    def apart(self, count: int) -> Iterator[ChannelCoefficients]:
+        """The coefficients of each of a row's `count` blocks."""
+
+        def unbound(x: Tensor, axis: int) -> tuple[Tensor, ...]:  # at once, as slices have costly backward passes
+            return x.unflatten(axis, (-1, count)).unbind(axis + 1)
+
+        effects = [unbound(x, 2) for x in tensors((self.weight, self.point))]
+        last_carry, last_write = unbound(self.last_carry, 0), unbound(self.last_write, 0)
+        for j in range(count):
+            own = iter([x[j] for x in effects])
+            weight, point = map_tensors(lambda x, own=own: next(own), (self.weight, self.point))
+            yield ChannelCoefficients(weight, point, last_carry[j], last_write[j])
 
 
 AnyEffect = Effect | ChannelEffect
@@ -134,7 +148,7 @@ def _spans(transition: Tensor, write: Tensor) -> Spans:
     if rest:  # tokens that do nothing change nothing
         eye = torch.eye(len(write), dtype=write.dtype, device=write.device)
         eye = eye.view(*eye.shape, 1, 1, 1).expand(*transition.shape[:-2], rest, transition.shape[-1])
-        transition, write = torch.cat([transition, eye], -2), F.pad(write, (0, 0, 0, rest))
+        transition, write = torch.cat([transition, eye], -2), _padded(write, rest)
     ahead, behind, joints = transition.unsqueeze(-2), write.unsqueeze(-2), []
     while ahead.shape[-3] > 1:
         first, second = ahead[..., 0::2, :, :], ahead[..., 1::2, :, :]
@@ -142,7 +156,12 @@ def _spans(transition: Tensor, write: Tensor) -> Spans:
         joints.append(Halves(second, older))
         ahead = torch.cat([first, _times(second, first[..., -1:, :])], -2)
         behind = torch.cat([_times(second[..., -1:, :], older), newer], -2)
-    return Spans(write, joints, ahead.squeeze(-3), behind.squeeze(-3), length)
+    return Spans(write, tuple(joints), ahead.squeeze(-3), behind.squeeze(-3), length)
+
+
+def _padded(x: Tensor, rest: int) -> Tensor:
+    """x `[..., L, K]` and `rest` tokens of zeros."""
+    return F.pad(x, (0, 0, 0, rest)) if rest else x
 
 
 def _times(a: Tensor, b: Tensor) -> Tensor:

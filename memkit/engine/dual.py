@@ -71,13 +71,24 @@ def dual(
 
 def of_blocks(steps: Steps, lengths: list[int], *, point: bool = False) -> Iterator[Coefficients]:
     """Coefficients of every block; neighbouring blocks of one length are computed at once, as they see no weights."""
-    runs = [(len(list(group)), length) for length, group in groupby(lengths)]
-    for run, some in zip(runs, steps.cut([count * length for count, length in runs]), strict=True):
-        yield from _unbound(coefficients.unroll(some.blocks(*run), point=point))
+    for _, run in _runs(steps, lengths):
+        yield from _unbound(coefficients.unroll(run, point=point))
 
 
 def _each(steps: Steps, lengths: list[int]) -> Iterator[AnyCoefficients]:
-    return map(channels.unroll, steps.cut(lengths)) if steps.per_key else of_blocks(steps, lengths)
+    """The same for gates of any kind."""
+    if not steps.per_key:
+        yield from of_blocks(steps, lengths)
+        return
+    for count, run in _runs(steps, lengths):
+        yield from channels.unroll(run).apart(count)
+
+
+def _runs(steps: Steps, lengths: list[int]) -> Iterator[tuple[int, Steps]]:
+    """Neighbouring blocks of one length, as many as there are, with an axis of their own."""
+    runs = [(len(list(group)), length) for length, group in groupby(lengths)]
+    for run, some in zip(runs, steps.cut([count * length for count, length in runs]), strict=True):
+        yield run[0], some.blocks(*run)
 
 
 def _unbound(run: Coefficients) -> Iterator[Coefficients]:
