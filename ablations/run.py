@@ -45,7 +45,8 @@ class RunSpec:
 
     def data(self) -> dict[str, Any]:
         """The run as data."""
-        return {**vars(self), "train": self.train.model_dump()}
+        data = {**vars(self), "train": self.train.model_dump()}
+        return data if self.imports else {key: value for key, value in data.items() if key != "imports"}
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> RunSpec:

@@ -129,6 +129,7 @@ def test_imports_run_one_way() -> None:
         ("memkit/state.py", "from memkit.testing import close", True),
         ("memkit/testing/laws.py", "from memkit.testing import close", False),
         ("ablations/cli.py", "import memkit.testing", False),
+        ("ablations/checking/work.py", "import memkit.testing", False),
         ("ablations/report.py", "import memkit.testing", True),
         ("ablations/cli_more.py", "import memkit.testing", True),
         ("memkit/state.py", "from tests import running_mean", True),
