@@ -3,26 +3,93 @@
 from __future__ import annotations
 
 import inspect
+import re
+import sys
 import types
 import typing
 from collections.abc import Callable
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from memkit.registry import factory, kinds, names
+from memkit import explain
+from memkit.registry import build, factory, kinds, names
+from memkit.rule import Rule, identity
+
+LEGEND = (
+    "MLP-n: a perceptron of n layers; LN: layer norm; phi_n: polynomial features of degree n; GD: gradient descent. "
+    "Retention 'a, b': kept as a, used as b. Source: arXiv."
+)
+WIDE = 100
+"""Columns from which the table of rules has room for a line below its head and wider gaps."""
+ARXIV = re.compile(r"arXiv[ :]?(\d{4}\.\d{4,5})")
 
 
 def print_kinds(console: Console) -> None:
-    """Every kind and the names that it has."""
+    """Every kind and the names that it has, and the table of rules."""
     table = Table("kind", "names", header_style="bold")
     for kind in kinds():
         table.add_row(f"[bold]{kind}[/bold]", escape(", ".join(names(kind))))
     console.print(table)
+    console.print()
+    print_rules(console)
     hint = "memkit list KIND tells what each is; memkit list KIND NAME its options."
     console.print(hint, style="dim", highlight=False)
+
+
+def print_rules(console: Console) -> None:
+    """Every rule as it is by default: its four choices, the form that runs it, and the paper."""
+    lines = box.SIMPLE_HEAD if console.width >= WIDE else None
+    table = Table(box=lines, header_style="bold", show_edge=False, padding=(0, 1, 0, 0))
+    for column in ("rule", "memory", "objective", "retention", "optimizer", "form", "source"):
+        table.add_column(column, no_wrap=column in ("rule", "form", "source"))
+    for name in names("rule"):
+        table.add_row(f"[bold]{escape(name)}[/bold]", *map(escape, rule_row(name)))
+    console.print(table)
+    console.print(LEGEND, style="dim", highlight=False)
+
+
+def rule_row(name: str) -> list[str]:
+    """Memory, objective, retention, optimizer, form and source of a rule built with its defaults."""
+    made_by = factory("rule", name)
+    try:
+        rule: Rule = build("rule", name)
+    except ValueError:  # a third party's rule may have options without a default
+        return ["?"] * 5 + [source(made_by)]
+    parts = [rule.objective.name, _retention(rule), _optimizer(rule)]
+    form = explain(rule).partition(":")[0]
+    return [_name(rule.memory), *(part.replace("_", " ") for part in parts), form, source(made_by)]
+
+
+def source(made_by: Callable[..., Any]) -> str:
+    """The arXiv number that the docstring of a factory or of its file names first, or nothing."""
+    module = sys.modules.get(made_by.__module__)
+    found = ARXIV.search(f"{inspect.getdoc(made_by)}\n{inspect.getdoc(module)}")
+    return found.group(1) if found else ""
+
+
+def _retention(rule: Rule) -> str:
+    """The retention, and what bends the weights before they are used."""
+    if rule.effective is identity:
+        return rule.retention.name
+    bent = _name(rule.effective)
+    return bent if rule.retention.name == "none" else f"{rule.retention.name}, {bent}"
+
+
+def _optimizer(rule: Rule) -> str:
+    """The optimizer, and over how many tokens it gathers gradients."""
+    name = "GD" if rule.optimizer.name == "gradient_descent" else rule.optimizer.name
+    if rule.window > 1:
+        return f"{name}, window {rule.window}"
+    return f"{name}, every {rule.update_every}" if rule.update_every > 1 else name
+
+
+def _name(part: object) -> str:
+    """A part's own name, or that of its function or class."""
+    return getattr(part, "name", None) or getattr(part, "__name__", None) or type(part).__name__
 
 
 def print_kind(kind: str, console: Console) -> None:
@@ -31,6 +98,9 @@ def print_kind(kind: str, console: Console) -> None:
     for name in names(kind):
         table.add_row(f"[bold]{escape(name)}[/bold]", escape(_documentation(factory(kind, name)).partition("\n")[0]))
     console.print(table)
+    if kind == "rule":
+        console.print()
+        print_rules(console)
 
 
 def print_component(kind: str, name: str, console: Console) -> None:
@@ -38,6 +108,8 @@ def print_component(kind: str, name: str, console: Console) -> None:
     made_by = factory(kind, name)
     console.print(f"[bold]{kind} {escape(name)}[/bold]\n")
     console.print(escape(_documentation(made_by)), highlight=False)
+    if kind == "rule":
+        _print_rule(made_by, name, console)
     parameters = inspect.signature(made_by).parameters.values()
     if not parameters:
         return
@@ -50,6 +122,17 @@ def print_component(kind: str, name: str, console: Console) -> None:
         table.add_row(f"[bold]{parameter.name}[/bold]", shown, escape(_words(hints.get(parameter.name, ""))))
     console.print()
     console.print(table)
+
+
+def _print_rule(made_by: Callable[..., Any], name: str, console: Console) -> None:
+    """A rule's equations, from the docstring of its file, and the form that runs it."""
+    equations = inspect.getdoc(sys.modules[made_by.__module__])
+    if equations:
+        console.print(f"\n{escape(equations)}", highlight=False, soft_wrap=True)
+    try:
+        console.print(f"\n{escape(explain(build('rule', name)))}", style="dim", highlight=False)
+    except ValueError:
+        return
 
 
 def _documentation(made_by: Callable[..., Any]) -> str:

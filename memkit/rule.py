@@ -102,6 +102,9 @@ class Optimizer:
     init(weight) -> slots, zero-cost memory such as the momentum.
     step(grad, weight, slots, gates) -> (step, slots).
     linear: whether step and slots are linear in (grad, weight, slots); a law checks the claim.
+    direction(step, gates) -> step: what a step is turned into, `[..., in, out]`, before the weight meets it (Muon's
+        orthogonalisation). It is not linear, and nothing that it makes is remembered; a `step` that has one looks
+        at (grad, slots) alone. None: nothing.
     """
 
     name: str
@@ -109,6 +112,7 @@ class Optimizer:
     init: Callable[[Tensor], Slots] = no_slots
     gates: tuple[Gate, ...] = ()
     linear: bool = True
+    direction: Callable[[Tensor, Gates], Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +161,10 @@ def identity(weight: Tensor) -> Tensor:
     return weight
 
 
+WEIGHT = Gate("weight", 0.0, 1.0, default=1.0)
+"""How much a token's gradient counts in a write that uses several (ATLAS' gamma)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """A memory's update as frozen data.
@@ -175,6 +183,7 @@ class Rule:
     read: whether token t's query sees its own write ("after") or not ("before").
     update_every: tokens per write: so many gradients, each times the gate `weight`, make one step.
     window: the Omega rule: each write uses the gradients of the last so many tokens, each times `weight`.
+    weight: the gate of that name, for writes that use several gradients.
     surprise_limit: scale each token's whole gradient down to this norm; None, the papers' rule, does not.
 
     Raises `ValueError` for combinations that have no meaning.
@@ -195,6 +204,7 @@ class Rule:
     read: Literal["after", "before"] = "after"
     update_every: int = 1
     window: int = 1
+    weight: Gate = WEIGHT
     surprise_limit: float | None = None
     gates: dict[str, Gate] = field(init=False, repr=False, compare=False)
     optimizer_slots: int = field(init=False, repr=False, compare=False)
@@ -202,7 +212,7 @@ class Rule:
     def __post_init__(self) -> None:
         _check_rule(self)
         found: dict[str, Gate] = {}
-        weighted = (Gate("weight", 0.0, 1.0, default=1.0),) if max(self.window, self.update_every) > 1 else ()
+        weighted = (self.weight,) if max(self.window, self.update_every) > 1 else ()
         for gate in (*self.objective.gates, *self.weight_gates, *self.prepare_gates, *weighted):
             if found.setdefault(gate.name, gate) != gate:
                 raise ValueError(
@@ -235,6 +245,8 @@ class Rule:
         """One write to one weight: the optimizer's step, then the retention. THE definition of the rule."""
         n = self.optimizer_slots
         step, moved = self.optimizer.step(grad, weight, slots[:n], gates)
+        if self.optimizer.direction is not None:
+            step = self.optimizer.direction(step, gates)
         return self.retention.keep(weight, step, slots[n:], gates), (*moved, *slots[n:])
 
 
@@ -243,6 +255,10 @@ def _check_rule(rule: Rule) -> None:
         value = getattr(rule, name)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"rule {rule.name!r}: {name} is a count, so it must be an integer >= 1; got {value!r}.")
+    if rule.weight.name != "weight" or rule.weight.per != "head":
+        raise ValueError(
+            f"rule {rule.name!r}: the gate of each gradient is called 'weight' and is per head; got {rule.weight}."
+        )
     if rule.read not in ("after", "before"):
         raise ValueError(f"rule {rule.name!r}: read is 'after' or 'before' (a token's own write); got {rule.read!r}.")
     if rule.update_every > 1 and (rule.mini_batch > 1 or rule.window > 1):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import memkit
 from ablations import cli
 from ablations.cli import main
+from ablations.listing import print_rules
 from memkit import DivergedError
 
 TINY = ["--option", "dim=16", "--option", "depth=1", "--option", "heads=2"]
@@ -56,6 +59,32 @@ def test_types_and_defaults_are_written_as_one_writes_them(capfd: pytest.Capture
     assert ["feed_forward", "2.667", "float"] in rows
     assert ["surprise_limit", "None", "float | None"] in rows
     assert ["corpus", "'english'", "'english' | 'code' | 'both'"] in rows
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["list", "rule"]])
+def test_list_shows_the_four_choices_of_every_rule(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+    table = capfd.readouterr().out.partition("source")[2]
+    rows = {line.split("  ")[0].strip(): line.split() for line in table.splitlines()}
+    assert rows.keys() >= set(memkit.names("rule"))
+    assert rows["mamba2"] == ["mamba2", "matrix", "dot", "decay", "GD", "solve", "2405.21060"]
+    assert "".join(rows["moneta"]) == "monetax+LN(MLP-2)l3decay,l4GDdual2504.13173"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_of_rules_fits(columns: int) -> None:
+    console = Console(width=columns, file=io.StringIO(), color_system=None)
+    print_rules(console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= columns
+    assert not any("…" in line for line in lines), "nothing is cut off"
+
+
+def test_list_of_a_rule_has_its_equations_and_its_form(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "rule", "ttt_mlp"]) == 0
+    text = capfd.readouterr().out
+    assert "l(W; k, v) = || f(k; W) - v ||^2                      (4)" in text
+    assert "dual: every mini-batch of 16 tokens runs at once" in text
 
 
 def test_list_of_a_grid_is_its_file(capfd: pytest.CaptureFixture[str]) -> None:

@@ -55,8 +55,8 @@ def dual(
         tape = record(rule, sources.k, sources.v, sources.gates, anchor, rows.constants, surprise=watch is not None)
         observe_block(watch, tape, size)
         if isinstance(sources, Window) and isinstance(own, Coefficients):
-            own = _spread(own, _band(rule, sources, size))
-            window = _latest(sources, rule.window - 1)
+            own = spread(own, band(rule, sources, size))
+            window = latest(sources, rule.window - 1)
         past, carry = carry, after(carry, own, tape)
         if rule.effective is identity:
             y = rule.memory.forward(reader(rule, past, own, tape), here.q, rows.constants)
@@ -144,7 +144,7 @@ def _read_in_use(rule: Rule, block: Block, q: Tensor, anchor: Weights, carry: We
     return torch.cat([y[:, :-1], last], 1)
 
 
-def _band(rule: Rule, sources: Window, writes: int) -> Tensor:
+def band(rule: Rule, sources: Window, writes: int) -> Tensor:
     """How much write s uses source i, `[N, writes, sources]`: its weight if it is one of the last `window` tokens."""
     rank = sources.filled.long().cumsum(1)
     age = rank[:, -writes:, None] - rank[:, None, :]
@@ -152,13 +152,14 @@ def _band(rule: Rule, sources: Window, writes: int) -> Tensor:
     return torch.where(used, sources.gates["weight"][:, None, :], 0)
 
 
-def _spread(own: Coefficients, band: Tensor) -> Coefficients:
-    """Coefficients of sources instead of writes."""
-    weight = own.weight._replace(write=own.weight.write @ band)
-    return own._replace(weight=weight, last_write=band.mT @ own.last_write)
+def spread(own: Coefficients, used: Tensor) -> Coefficients:
+    """Coefficients of sources instead of writes, from how much writes use them."""
+    used = used if own.last_write.dim() == 3 else used[:, None]  # the same for every key channel
+    weight = own.weight._replace(write=own.weight.write @ used)
+    return own._replace(weight=weight, last_write=used.mT @ own.last_write)
 
 
-def _latest(sources: Window, count: int) -> Window:
+def latest(sources: Window, count: int) -> Window:
     """The last `count` filled tokens of each row, right-aligned."""
     order = torch.sort(sources.filled.byte(), dim=1, stable=True).indices[:, -count:]
     return sources.map(lambda x: pick(x, order))

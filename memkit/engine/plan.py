@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,8 +12,8 @@ import torch
 from memkit.registry import nearest
 from memkit.rule import Rule, at_weights, identity
 
-Form = Literal["auto", "scan", "dual", "solve", "iterate", "write"]
-FORMS = ("auto", "scan", "dual", "solve", "iterate", "write")
+Form = Literal["auto", "scan", "dual", "solve", "iterate", "write", "expand"]
+FORMS = ("auto", "scan", "dual", "solve", "iterate", "write", "expand")
 SEQUENTIAL_LIMIT = 1024
 """Tokens above which `auto` says once that a rule runs one token at a time."""
 
@@ -25,6 +26,8 @@ def _not_linear(rule: Rule) -> list[str]:
     for part, kind in ((rule.optimizer, "optimizer"), (rule.retention, "retention")):
         if not part.linear:
             found.append(f"its {kind} {part.name!r} is not linear in the gradient")
+    if rule.optimizer.direction is not None:
+        found.append(f"its optimizer {rule.optimizer.name!r} turns each step in a way that is not linear")
     if rule.update_every > 1:
         found.append(f"it writes once every {rule.update_every} tokens")
     channels = _channels(rule, "value")
@@ -78,12 +81,26 @@ def _not_a_write(rule: Rule) -> list[str]:
     return found
 
 
+def _not_expandable(rule: Rule) -> list[str]:
+    """What keeps a rule from the form that makes every token's step as a whole matrix."""
+    if rule.optimizer.direction is None:
+        return ["its steps need not be formed"]
+    found = _not_linear(replace(rule, optimizer=replace(rule.optimizer, direction=None)))
+    if rule.effective is not identity:
+        found.append("its effective weights are not linear in the raw ones")
+    channels = [gate.name for gate in rule.weight_gates if gate.per == "key"]
+    if channels:
+        found.append(f"its gates {channels} are per key channel")
+    return found
+
+
 OBSTACLES: dict[str, Callable[[Rule], list[str]]] = {
     "scan": lambda rule: [],
     "dual": _not_linear,
     "solve": _not_solvable,
     "iterate": _not_iterable,
     "write": _not_a_write,
+    "expand": _not_expandable,
 }
 """What stands in the way of each form; an empty list where nothing does."""
 
@@ -95,7 +112,7 @@ def fastest(rule: Rule) -> str:
     if not _not_solvable(rule):
         return "solve"
     if _not_linear(rule):
-        return "scan"
+        return "scan" if _not_expandable(rule) else "expand"
     online = rule.sees_weights and rule.mini_batch == 1
     # Compiled code cannot look whether rounds settle.
     return "iterate" if online and not _not_iterable(rule) and not torch.compiler.is_compiling() else "dual"
@@ -123,7 +140,7 @@ def choose(rule: Rule, form: str, tokens: int) -> str:
 def one_by_one(rule: Rule) -> bool:
     """Whether the fastest form of this rule runs Python per token."""
     form = fastest(rule)
-    return form == "scan" or (form == "dual" and rule.sees_weights and rule.mini_batch == 1)
+    return form == "scan" or (form in ("dual", "expand") and rule.sees_weights and rule.mini_batch == 1)
 
 
 def explain(rule: Rule) -> str:
@@ -142,7 +159,7 @@ def _why_scan(rule: Rule) -> str:
     if rule.update_every > 1:
         obstacles += _not_a_write(rule)
     remedy = ""
-    if not rule.optimizer.linear and rule.update_every == 1:
+    if rule.update_every == 1 and not (rule.optimizer.linear and rule.retention.linear):
         remedy = " With update_every=n it would write once every n tokens, in parallel: another rule."
     return f"scan: token by token, because {'; '.join(obstacles)}.{remedy}"
 
@@ -179,10 +196,27 @@ def _why_write(rule: Rule) -> str:
     return f"write: one dense gradient every {rule.update_every} tokens; its tokens run at once."
 
 
+def _why_expand(rule: Rule) -> str:
+    turned = f"its optimizer {rule.optimizer.name!r} turns every token's step, so each is a whole matrix"
+    if not rule.sees_weights:
+        return f"expand: {turned}; its gradient does not see the weights, so blocks of any size run at once."
+    if rule.mini_batch == 1:
+        return (
+            f"expand: one token at a time, because mini_batch=1 updates the weights that the next gradient sees, and "
+            f"{turned}. A larger mini_batch is parallel, and another rule; so is update_every=n, with one step every "
+            "n tokens."
+        )
+    return (
+        f"expand: every mini-batch of {rule.mini_batch} tokens runs at once; {turned}, which costs time and memory. "
+        "With mini_batch=1 and update_every=n there is one step every n tokens: another rule."
+    )
+
+
 _REASONS: dict[str, Callable[[Rule], str]] = {
     "scan": _why_scan,
     "dual": _why_dual,
     "solve": _why_solve,
     "iterate": _why_iterate,
     "write": _why_write,
+    "expand": _why_expand,
 }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.dual import dual
+from memkit.engine.expand import expand
 from memkit.engine.iterate import iterate
 from memkit.engine.memory_state import Rows
 from memkit.engine.rounds import Rounds
@@ -54,6 +55,8 @@ def run(
     seen: Watch | None = None if watch is None else []
     if how.form == "dual":
         y, rows = dual(rule, placed, rows, layout.blocks, layout.valid, seen)
+    elif how.form == "expand":
+        y, rows = expand(rule, placed, rows, layout.blocks, layout.valid, seen)
     elif how.form == "write":
         y, rows = write(rule, placed, rows, layout.blocks, layout.valid, seen)
     else:

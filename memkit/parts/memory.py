@@ -21,6 +21,7 @@ ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 class LinearMemory:
     """A matrix: M(x) = x W. Titans' L_M = 1."""
 
+    name = "matrix"
     linear = True
 
     def shapes(self, key_dim: int, value_dim: int) -> dict[str, tuple[int, int]]:
@@ -38,10 +39,10 @@ class LinearMemory:
 
 @dataclass(frozen=True)
 class MLPMemory:
-    """A multi-layer perceptron: M(x) = s(... s(x W_1) ...) W_depth, with `expansion` x K hidden units.
+    """A multi-layer perceptron: M(x) = s(... s(x W_1) ...) W_depth, with `expansion` x min(K, V) hidden units.
 
     residual: M(x) = x + LN(...), whose gain and bias are constants (Titans, proceedings version; TTT-MLP;
-    MIRAS section 5.3). It needs K = V.
+    MIRAS section 5.3). It needs K = V >= 3.
     """
 
     depth: int
@@ -51,14 +52,18 @@ class MLPMemory:
 
     linear = False
 
+    @property
+    def name(self) -> str:
+        """What the table of rules calls it."""
+        mlp = f"MLP-{self.depth}"
+        return f"x + LN({mlp})" if self.residual else mlp
+
     def shapes(self, key_dim: int, value_dim: int) -> dict[str, tuple[int, int]]:
         """One matrix a layer, from input to output."""
-        if self.residual and key_dim != value_dim:
-            raise ValueError(
-                f"a residual memory adds its input to its output, so keys and values must be equally wide; "
-                f"got K = {key_dim} and V = {value_dim}. Use residual=False."
-            )
-        hidden = self.expansion * key_dim
+        if self.residual:
+            check_residual(key_dim, value_dim)
+            _check_norm(value_dim)
+        hidden = self.expansion * min(key_dim, value_dim)
         widths = [key_dim, *[hidden] * (self.depth - 1), value_dim]
         return {f"w{i + 1}": (widths[i], widths[i + 1]) for i in range(self.depth)}
 
@@ -76,6 +81,24 @@ class MLPMemory:
         return x + F.layer_norm(hidden, hidden.shape[-1:]) * constants["gain"] + constants["bias"]
 
 
+def check_residual(key_dim: int, value_dim: int) -> None:
+    """Raise `ValueError` unless an input can be added to an output."""
+    if key_dim != value_dim:
+        raise ValueError(
+            f"a residual memory adds its input to its output, so keys and values must be equally wide; "
+            f"got K = {key_dim} and V = {value_dim}. Use residual=False."
+        )
+
+
+def _check_norm(value_dim: int) -> None:
+    """Raise `ValueError` for a width at which a layer norm is a step."""
+    if value_dim < 3:
+        raise ValueError(
+            f"a layer norm of {value_dim} value(s) says no more than which is larger, so a memory with one needs "
+            "V >= 3. Use wider heads or residual=False."
+        )
+
+
 @register("memory", "linear")
 def linear() -> LinearMemory:
     """A matrix per head."""
@@ -90,9 +113,24 @@ def mlp(
 
     Raises `ValueError` for a depth or expansion below 1.
     """
-    for name, value in (("depth", depth), ("expansion", expansion)):
-        if value < 1:
-            raise ValueError(f"memory 'mlp': {name} must be >= 1; got {value}.")
+    at_least_one("mlp", depth=depth, expansion=expansion)
     if depth == 1 and not residual:
         return LinearMemory()
     return MLPMemory(depth, expansion, activation, residual)
+
+
+@register("memory", "residual_norm")
+def residual_norm(*, depth: int = 2, expansion: int = 4, activation: Activation = "gelu") -> MLPMemory:
+    """M(x) = x + LN(MLP(x)), the memory of TTT-MLP and of MIRAS' three models (section 5.3); needs K = V.
+
+    Raises `ValueError` for a depth or expansion below 1.
+    """
+    at_least_one("residual_norm", depth=depth, expansion=expansion)
+    return MLPMemory(depth, expansion, activation, residual=True)
+
+
+def at_least_one(memory: str, **sizes: int) -> None:
+    """Raise `ValueError` for an option below 1."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"memory {memory!r}: {name} must be >= 1; got {value}.")

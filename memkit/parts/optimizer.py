@@ -11,8 +11,12 @@ from torch import Tensor
 from memkit.registry import register
 from memkit.rule import Gate, Gates, Optimizer, Slots
 
-LR = Gate("lr", 0.0, math.inf)
 MOMENTUM = Gate("momentum", 0.0, 1.0)
+
+
+def lr_gate(default: float | None) -> Gate:
+    """The gate `lr`; `default` stands in where it is not given, None makes it required."""
+    return Gate("lr", 0.0, math.inf, default=default)
 
 
 def gradient_step(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
@@ -24,6 +28,18 @@ def momentum_step(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> t
     """S_t = momentum S_{t-1} - lr grad   (Titans eq. 10, 14)."""
     step = gates["momentum"] * slots[0] - gates["lr"] * grad
     return step, (step,)
+
+
+def gathered_step(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
+    """S_t = momentum S_{t-1} + grad   (ATLAS eq. 33; LaCT's M <- beta M + g)."""
+    gathered = gates["momentum"] * slots[0] + grad
+    return gathered, (gathered,)
+
+
+def heavy_step(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
+    """-lr S_t, S_t = momentum S_{t-1} + grad."""
+    gathered, slots = gathered_step(grad, weight, slots, gates)
+    return -gates["lr"] * gathered, slots
 
 
 def zero_slot(weight: Tensor) -> Slots:
@@ -44,6 +60,15 @@ def gradient_descent(
 
 
 @register("optimizer", "momentum")
-def momentum() -> Optimizer:
-    """Gradient descent with momentum, Titans' past surprise; gates lr, momentum."""
-    return Optimizer(name="momentum", step=momentum_step, init=zero_slot, gates=(LR, MOMENTUM))
+def momentum(*, lr: float | None = None) -> Optimizer:
+    """Gradient descent with momentum, Titans' past surprise; gates lr (see "gradient_descent"), momentum."""
+    return Optimizer(name="momentum", step=momentum_step, init=zero_slot, gates=(lr_gate(lr), MOMENTUM))
+
+
+@register("optimizer", "heavy_ball")
+def heavy_ball(*, lr: float | None = None) -> Optimizer:
+    """Momentum that gathers gradients and is scaled when it moves the weight; gates lr, momentum.
+
+    It differs from "momentum" where lr changes: there a gradient keeps the lr of its own token.
+    """
+    return Optimizer(name="heavy_ball", step=heavy_step, init=zero_slot, gates=(lr_gate(lr), MOMENTUM))

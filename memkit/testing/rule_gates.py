@@ -82,7 +82,7 @@ def inner_gradient(rule: Rule, problem: RuleProblem) -> None:
     def run(leaves: dict[str, Tree]) -> dict[str, Tree]:
         return {"loss": token_loss(rule, tokens_of(leaves), leaves["state"])}
 
-    check_slope(run, lambda again: given(problem.tokens_for(rule, 2, again), problem.fresh_state(rule)))
+    check_slope(run, given(problem.tokens_for(rule, 2), problem.fresh_state(rule)))
 
 
 def outer_gradient(rule: Rule, problem: RuleProblem) -> None:
@@ -95,7 +95,7 @@ def outer_gradient(rule: Rule, problem: RuleProblem) -> None:
         y, state = problem.engine.memorize(rule, *tokens_of(leaves), leaves["state"], form=problem.form)
         return {"y": y, "state": state}
 
-    check_slope(run, lambda again: given(problem.tokens_for(rule, 3, again), problem.state_for(rule)))
+    check_slope(run, given(problem.tokens_for(rule, 3), problem.state_for(rule)))
 
 
 def declares_something_linear(rule: Rule) -> bool:
