@@ -65,9 +65,9 @@ def rule_row(name: str) -> list[str]:
 
 
 def source(made_by: Callable[..., Any]) -> str:
-    """The arXiv number that the docstring of a factory or of its file names first, or nothing."""
-    module = sys.modules.get(made_by.__module__)
-    found = ARXIV.search(f"{inspect.getdoc(made_by)}\n{inspect.getdoc(module)}")
+    """The first arXiv number in a factory's summary, its file's docstring or what the factory says of options."""
+    summary, _, options = _documentation(made_by).partition("\n\n")
+    found = ARXIV.search(f"{summary}\n{inspect.getdoc(sys.modules.get(made_by.__module__))}\n{options}")
     return found.group(1) if found else ""
 
 
