@@ -15,7 +15,8 @@ from memkit.rule import Rule
 
 TOKENS, HEADS, WIDTH, ROUNDS = 2048, 4, 64, 5
 LARGE_STATE, FEW_TOKENS = 4 * 2**20, 128
-"""Rules whose state of one row has more bytes are timed on so few tokens: they are as slow as their state is large."""
+"""Rules whose state of one row has more bytes are timed on so few tokens: they are as slow as their state is large.
+So are those that form every token's step."""
 YARDSTICK = "titans, depth 1"
 
 
@@ -54,7 +55,7 @@ def rules(tell: Tell) -> Benchmark:
     notes = (
         f"Time a token in multiples of `titans` with a matrix a head and mini-batches of 16 (median, least and largest "
         f"of {ROUNDS} rounds in which all rules take turns); T = {TOKENS}, or {FEW_TOKENS} where the state is above "
-        f"{LARGE_STATE // 2**20} MiB; {HEADS} heads of {WIDTH}, one row, float32, "
+        f"{LARGE_STATE // 2**20} MiB or the form is expand; {HEADS} heads of {WIDTH}, one row, float32, "
         f"{torch.get_num_threads()} thread(s) of {os.cpu_count()} cores, torch {torch.__version__}. "
         "Rules as they are built by name; state of one row."
     )
@@ -88,7 +89,8 @@ def call(rule: Rule, backward: bool) -> Callable[[], None]:
 
 def tokens_of(rule: Rule) -> int:
     """How many tokens a rule is timed on."""
-    return min(TOKENS, FEW_TOKENS) if state_bytes(rule) > LARGE_STATE else TOKENS
+    slow = state_bytes(rule) > LARGE_STATE or memkit.explain(rule).startswith("expand:")
+    return min(TOKENS, FEW_TOKENS) if slow else TOKENS
 
 
 def state_bytes(rule: Rule) -> int:
