@@ -282,6 +282,12 @@ def _check_rule(rule: Rule) -> None:
             f"rule {rule.name!r}: the gates {per_channel} are per channel, which means something for a single matrix "
             "only. Use memory linear(), or gates per head."
         )
+    per_pair = [gate.name for gate in rule.weight_gates if gate.per == "pair"]
+    if per_pair and rule.prepare is as_given:
+        raise ValueError(
+            f"rule {rule.name!r}: the gates {per_pair} have a number for each pair, and a write meets one number. Give "
+            "a 'prepare' that makes a step of every pair, or gates per head."
+        )
     if rule.effective is not identity and rule.point is not at_weights:
         raise ValueError(
             f"rule {rule.name!r}: 'effective' already says which weights gradients see, so it cannot be "

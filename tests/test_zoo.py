@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import memkit
+from memkit.rule import as_given
 
 # No gate, gates with and without defaults, gates per pair and per key channel, several pairs and steps a token.
 NAMES = ("linear_attention", "retnet", "gla", "delta_net", "delta_product", "kda", "rwkv7", "ttt_linear")
@@ -20,3 +23,9 @@ def test_a_rule_by_name_makes_a_mixer_whose_every_parameter_learns(name: str) ->
     y.square().sum().backward()
     idle = [key for key, p in mixer.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert idle == []
+
+
+def test_gates_per_pair_need_a_step_for_each() -> None:
+    rule = memkit.build("rule", "delta_product")
+    with pytest.raises(ValueError, match=r"the gates \['lr'\] have a number for each pair, and a write meets one"):
+        replace(rule, prepare=as_given)
