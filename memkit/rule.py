@@ -36,8 +36,7 @@ class Gate:
     low, high: the closed range in which the rule is meant to be used (`high` may be infinite).
     per: "head" for `[B, T, H]`, "key" for `[B, T, H, K]`, "value" for `[B, T, H, V]`, "pair" for `[B, T, H, pairs]`,
         of which `prepare` makes one number a step.
-    default: what stands in when the gate is not given, one number or (number of heads) -> one for each; None makes
-        the gate required.
+    default: what stands in where the gate is not given, a number, or heads -> one for each; None makes it required.
     """
 
     name: str
@@ -284,10 +283,8 @@ def _check_rule(rule: Rule) -> None:
         )
     per_pair = [gate.name for gate in rule.weight_gates if gate.per == "pair"]
     if per_pair and rule.prepare is as_given:
-        raise ValueError(
-            f"rule {rule.name!r}: the gates {per_pair} have a number for each pair, and a write meets one number. Give "
-            "a 'prepare' that makes a step of every pair, or gates per head."
-        )
+        what = f"the gates {per_pair} are per pair, and a write meets one number of each"
+        raise ValueError(f"rule {rule.name!r}: {what}. Use a 'prepare' that makes a step of every pair.")
     if rule.effective is not identity and rule.point is not at_weights:
         raise ValueError(
             f"rule {rule.name!r}: 'effective' already says which weights gradients see, so it cannot be "

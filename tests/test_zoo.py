@@ -27,5 +27,5 @@ def test_a_rule_by_name_makes_a_mixer_whose_every_parameter_learns(name: str) ->
 
 def test_gates_per_pair_need_a_step_for_each() -> None:
     rule = memkit.build("rule", "delta_product")
-    with pytest.raises(ValueError, match=r"the gates \['lr'\] have a number for each pair, and a write meets one"):
+    with pytest.raises(ValueError, match=r"the gates \['lr'\] are per pair, and a write meets one number"):
         replace(rule, prepare=as_given)
