@@ -73,16 +73,17 @@ def memorize(
         _check_rounds(form, rounds, tolerance)
     how = How(form, block_size, Rounds(rounds, tolerance))
 
+    if recompute is None or torch.compiler.is_compiling():
+        return _memorize(rule, q, k, v, gates, state, mask, segment_ids, how, None)
+    positive("recompute", recompute)
+    inputs.check(rule, q, k, v, gates, state, mask, segment_ids)
+    plan.choose(rule, form, k.shape[1], stacklevel=3)  # warns of all tokens, not of a group's
+
     def run(given: Tree, state: MemoryState) -> tuple[Tensor, MemoryState]:
         q, k, v, gates, mask, segment_ids = given
         return _memorize(rule, q, k, v, gates, state, mask, segment_ids, how, None)
 
     given = (q, k, v, dict(gates), mask, segment_ids)
-    if recompute is None or torch.compiler.is_compiling():
-        return run(given, state)
-    positive("recompute", recompute)
-    inputs.check(rule, q, k, v, gates, state, mask, segment_ids)
-    plan.choose(rule, form, k.shape[1])  # warn of all tokens, not of the groups
     return in_groups(run, given, state, recompute) if k.shape[1] else run(given, state)
 
 

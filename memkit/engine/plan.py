@@ -118,7 +118,7 @@ def fastest(rule: Rule) -> str:
     return "iterate" if online and not _not_iterable(rule) and not torch.compiler.is_compiling() else "dual"
 
 
-def choose(rule: Rule, form: str, tokens: int) -> str:
+def choose(rule: Rule, form: str, tokens: int, *, stacklevel: int = 4) -> str:
     """Return the form that will run; `ValueError` for one that is unknown or not exact for this rule."""
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}. {nearest(form, FORMS)}")
@@ -133,7 +133,7 @@ def choose(rule: Rule, form: str, tokens: int) -> str:
     form = fastest(rule)
     if tokens > SEQUENTIAL_LIMIT and one_by_one(rule) and rule.name not in _warned:
         _warned.add(rule.name)
-        warnings.warn(f"{tokens} tokens of rule {rule.name!r} run one by one: {explain(rule)}", stacklevel=4)
+        warnings.warn(f"{tokens} tokens of rule {rule.name!r} run one by one: {explain(rule)}", stacklevel=stacklevel)
     return form
 
 

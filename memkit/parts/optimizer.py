@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor
 from memkit.registry import register
 from memkit.rule import Gate, Gates, Optimizer, Slots
 
+LR = Gate("lr", 0.0, math.inf)
 MOMENTUM = Gate("momentum", 0.0, 1.0)
 
 
 def lr_gate(default: float | None) -> Gate:
     """The gate `lr`; `default` stands in where it is not given, None makes it required."""
-    return Gate("lr", 0.0, math.inf, default=default)
+    return replace(LR, default=default)
 
 
 def gradient_step(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
@@ -56,7 +58,9 @@ def gradient_descent(
     lr: what stands in for the gate when it is not given; None makes it required. lr_max: the end of its range.
     per: a number a head, or one for each of several pairs that a token brings.
     """
-    return Optimizer(name="gradient_descent", step=gradient_step, gates=(Gate("lr", 0.0, lr_max, per, lr),))
+    return Optimizer(
+        name="gradient_descent", step=gradient_step, gates=(replace(LR, high=lr_max, per=per, default=lr),)
+    )
 
 
 @register("optimizer", "momentum")
