@@ -79,15 +79,18 @@ def page(known: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    known = stored() if STORED.exists() else {}
-    if "--page" not in sys.argv:
-        found = {}
-        for fault in FAULTS:
-            found[fault.id] = look(fault)
-            print(f"{fault.id}: {found[fault.id]}", flush=True)
-        known = found
-        STORED.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    known = stored() if STORED.exists() and "--again" not in sys.argv else {}
+    for fault in FAULTS:
+        if fault.id not in known:
+            known[fault.id] = look(fault)
+            print(f"{fault.id}: {known[fault.id]}", flush=True)
+            write({fault.id: known[fault.id] for fault in FAULTS if fault.id in known})
     PAGE.write_text(page(known), encoding="utf-8")
+
+
+def write(known: dict[str, dict[str, Any]]) -> None:
+    """Keep what is known, in the order of the faults."""
+    STORED.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

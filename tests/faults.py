@@ -1,8 +1,8 @@
 """Every deliberate fault in one table: the law meant for it, and what is held to that law, broken and honest.
 
 Each has a stored example, the small problem that shows it (tests/data/faults.json), so that telling whether the
-law still kills it takes one run. `python tests/fault_matrix.py` looks for the examples again, and for what every
-other law says of each fault.
+law still kills it takes one run. `python tests/fault_matrix.py` looks for those of new faults, and for what every other
+law says of each.
 """
 
 from __future__ import annotations

@@ -33,4 +33,4 @@ def test_what_is_known_is_about_these_faults() -> None:
 
 
 def test_the_page_of_laws_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(KNOWN), "run: python tests/fault_matrix.py --page"
+    assert PAGE.read_text(encoding="utf-8") == page(KNOWN), "run: python tests/fault_matrix.py"
