@@ -205,3 +205,20 @@ def test_a_long_check_is_divided_kept_and_resumed(capfd: pytest.CaptureFixture[s
     assert [{**one, "seconds": 0} for one in redone] == [{**json.loads(line), "seconds": 0} for line in lines]
     assert "holds another check" in joined(check(capfd, *command, "--seed", "1", "--out", "kept", code=2))
     assert "84 examples" in check(capfd, *command, "--shard", "2/3", code=0)
+
+
+def test_an_interrupt_exits_with_130_and_says_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ablations.checking.check", interrupt)
+    assert "Verdicts are kept in there" in check(capfd, "titans", "--out", "there", code=130)
+
+
+def test_numbers_that_are_none_are_told_by_every_law(capfd: pytest.CaptureFixture[str]) -> None:
+    text = check(capfd, write(HONEST.replace("grad, ()", "grad * float('nan'), ()")), "--profile", "quick", code=1)
+    assert "finite" in broken(text) and "passed          state size" in text
+    assert "the reference of y reaches nan" in joined(text)
+    assert len(re.findall(r"^  (?:passed|FAILED) ", text, re.MULTILINE)) == 25

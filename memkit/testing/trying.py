@@ -108,7 +108,7 @@ def _verdict(law: Law, tally: _Tally) -> Verdict:
     if tally.failure is not None:
         problem, error = tally.failure
         return say(status="failed", detail=_objection(error), example=problem)
-    if tally.discarded > MOST_DISCARDED * tally.drawn:
+    if tally.discarded > max(1, MOST_DISCARDED * tally.drawn):  # one of a few problems is no share
         detail = (
             f"{tally.discarded} of {tally.drawn} problems left the range in which equality means anything, "
             f"the last because {tally.why}"
