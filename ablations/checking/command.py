@@ -129,5 +129,6 @@ def _try_all(
                 # In the order of laws, whichever worker was first.
                 order = dict.fromkeys(unit.law for unit in todo if str(unit.target) == waiting)
                 held[waiting] = [joined(found[waiting][law]) for law in order]
-                print_verdicts(waiting, sizes[waiting], held[waiting], asked, len(pairs) > 1, out)
+                with bar.aside():
+                    print_verdicts(waiting, sizes[waiting], held[waiting], asked, len(pairs) > 1, out)
     return held

@@ -4,6 +4,11 @@
     check_mixer(factory), check_model(factory)
     @parametrize_with_laws([...])       one pytest item for each component and law
     memkit.testing.strategies           problems to write laws of your own over
+    memkit check my_rule.py             the same from the shell, in words
+
+A component that is not meant to keep a law says so where it is registered, with the reason:
+`@register("rule", "mine", exempt={"clearing gates": "it returns to its initial weights"})`. An exemption from a law
+that is kept after all is a failure.
 
 Needs the extra `testing` (hypothesis and pytest); `memkit` itself never imports this package.
 """
