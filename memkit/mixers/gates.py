@@ -11,14 +11,18 @@ from memkit.rule import Gate, Rule
 
 MOMENTUM_MAX = 0.9
 LR_MAX = 0.5
-BIAS = {"lr": 0.0, "momentum": 0.0, "decay": -4.0, "weight": 4.0}
-"""Where a gate's sigmoid starts: half open, almost nothing forgotten, and every token of a write in full."""
+BIAS = {"lr": 0.0, "momentum": 0.0, "decay": -5.0, "weight": 4.0}
+"""Where a gate's sigmoid starts: half open, little forgotten, and every token of a write in full.
+
+With decay at -4 half of a memory is gone after 38 tokens: a held-out loss 0.13 bits per byte worse on text. At -6 deep
+memories are finite no longer under every stream.
+"""
 
 
 class GateProjection(nn.Module):
     """x `[B, T, D]` -> every gate of a rule, within the range it declares.
 
-    momentum = 0.9 sigmoid(.), decay = sigmoid(. - 4), weight = sigmoid(. + 4), lr = scale * sigmoid(.), where a
+    momentum = 0.9 sigmoid(.), decay = sigmoid(. - 5), weight = sigmoid(. + 4), lr = scale * sigmoid(.), where a
     learnable scale per head starts at the largest rate that is stable for a linear memory under any stream:
     gradients that b tokens (a mini-batch, a write of several tokens, a window) take at the same weights add up,
     momentum m multiplies them by 1 / (1 - m), and the squared error carries a factor 2, so
