@@ -163,7 +163,7 @@ def _effort(asked: Asked) -> str:
 
 
 def _tried(verdict: Verdict) -> str:
-    nothing = f", {verdict.discarded} of them say nothing" if verdict.discarded else ""
+    nothing = f" ({verdict.discarded} say nothing)" if verdict.discarded else ""
     return f"{verdict.examples} example{'s' * (verdict.examples != 1)}{nothing}, {_time(verdict.seconds)}"
 
 

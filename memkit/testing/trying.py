@@ -47,7 +47,7 @@ def judge(
         return say(status="does not apply", detail=f"it takes {law.asks}.")
     began = time.monotonic()
     verdict = try_law(subject, law, profile, part) if example is None else try_example(subject, law, example)
-    hint = law.hint if verdict.status == "failed" else ""
+    hint = "" if verdict.example is None else law.hint  # problems that say nothing are no fault to look for
     verdict = replace(verdict, seconds=time.monotonic() - began, hint=hint)
     if not reason:
         return verdict
