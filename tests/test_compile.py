@@ -22,6 +22,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mac": {"rule": MATRIX, "segment": PERIOD},
     "mag": {"rule": MATRIX, "window": 3},
     "mal": {"rule": MATRIX, "window": 3},
+    "local_memory": {"rule": MATRIX, "shard": PERIOD},
+    "bank": {"rule": MATRIX, "levels": (1, PERIOD)},
+    "tnt": {"rule": MATRIX, "chunk": PERIOD, "shards": (PERIOD,)},
 }
 every_mixer = pytest.mark.parametrize("name", memkit.names("mixer"))
 
