@@ -55,7 +55,7 @@ def dots(results: dict[str, Any]) -> str:
     values = [value for row in rows for value in row.values]
     if not values:
         return _frame(90, "No run has finished yet", text("No run has finished yet.", 24, 50, "muted"))
-    height, top = 74 + 34 * len(rows), 22
+    height, top = 78 + 34 * len(rows), 26
     left, right = 30 + 7.4 * max(len(row.name) for row in rows), WIDTH - 150
     margin = 0.08 * (max(values) - min(values) or abs(values[0]) or 1.0)
     x = Scale(min(values) - margin, max(values) + margin, left, right)
