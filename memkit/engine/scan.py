@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.memory_state import Rows, Weights, Window, as_window, cut, gate_at, join
-from memkit.engine.tape import graph_wanted, limit_scale
+from memkit.engine.tape import graph_wanted, limit_scale, slopes
 from memkit.rule import Rule, Tokens, identity
 from memkit.state import merge_trees
 
@@ -93,11 +93,12 @@ def _gradient(rule: Rule, sources: Window, one: slice, anchor: Weights, rows: Ro
         point = {name: x if graph and x.requires_grad else x.detach().requires_grad_() for name, x in anchor.items()}
         prediction = rule.memory.forward(lambda name, x: x @ point[name], sources.k[:, one], rows.constants)
         loss = rule.objective.loss(prediction, sources.v[:, one], gates)
-        found = torch.autograd.grad(loss.sum(), list(point.values()), create_graph=graph)
-    squared = torch.stack([grad.square().sum((1, 2)) for grad in found]).sum(0)
+        grads = slopes(rule, loss, point, graph=graph)
+    squared = torch.stack([grad.square().sum((1, 2)) for grad in grads.values()]).sum(0)
     if rule.surprise_limit is not None:
-        found = tuple(grad * limit_scale(squared, rule.surprise_limit)[:, None, None] for grad in found)
-    return _Met(loss.detach(), dict(zip(point, found, strict=True)), squared.detach().sqrt()[:, None])
+        scale = limit_scale(squared, rule.surprise_limit)[:, None, None]
+        grads = {name: grad * scale for name, grad in grads.items()}
+    return _Met(loss.detach(), grads, squared.detach().sqrt()[:, None])
 
 
 def _sources(rule: Rule, token: Tokens, window: Window | None) -> Window:

@@ -34,9 +34,9 @@ def solve(
 ) -> tuple[Tensor, Rows]:
     """Run tokens (q, k, v `[N, T, ...]`, gates `[N, T, ...]`) from `rows`; those exist that `valid` `[N, T]` marks.
 
-    `watch` receives (loss, surprise) `[N, .]` of all tokens.
+    `watch` receives (loss, surprise) `[N, .]` of all tokens. Raises `ValueError` when there are several weights.
     """
-    (name,) = rows.weights
+    name = _only(rule, rows)
     carry = stacked(rows)[name]
     steps = coefficients.probe(rule, tokens, valid)
     outputs = [tokens.v[:, :0]]
@@ -50,6 +50,17 @@ def solve(
             outputs.append(y)
     weights, slots = unstacked({name: carry}, rows)
     return torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots)
+
+
+def _only(rule: Rule, rows: Rows) -> str:
+    """The name of a matrix memory's one weight."""
+    name, *others = rows.weights
+    if others:
+        raise ValueError(
+            f"rule {rule.name!r}: its memory says linear = True, which means one matrix and nothing else, but has the "
+            f"weights {list(rows.weights)}. Say linear = False."
+        )
+    return name
 
 
 class _Errors(NamedTuple):

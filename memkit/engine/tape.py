@@ -7,7 +7,7 @@ objective and any depth, and its squared norm is |a_s|^2 |r_s|^2.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ def record(
 ) -> Tape:
     """Write k `[N, S, K]` -> v `[N, S, V]`, all tokens at the same weights; `surprise` asks for gradient norms.
 
-    Raises `ValueError` when the memory does not use each of its weights exactly once.
+    Raises `ValueError` when the memory does not use each of its weights exactly once, or cuts one off from the loss.
     """
     graph = graph_wanted((k, v, dict(gates), weights, constants))
     if not graph:
@@ -77,8 +77,7 @@ def record_through(
         if outputs.keys() != set(names):
             unused = sorted(set(names) - outputs.keys())
             raise ValueError(f"rule {rule.name!r}: its memory never uses the weights {unused}; each is used once.")
-        found = torch.autograd.grad(loss.sum(), list(outputs.values()), create_graph=graph, materialize_grads=True)
-    errors = dict(zip(outputs, found, strict=True))
+        errors = slopes(rule, loss, outputs, graph=graph)
     if not graph:
         inputs, loss = map_tensors(Tensor.detach, (inputs, loss))
     squared = _squared_surprise(inputs, errors) if surprise or rule.surprise_limit is not None else None
@@ -86,6 +85,27 @@ def record_through(
         scale = limit_scale(squared, rule.surprise_limit)[..., None]
         errors = {name: error * scale for name, error in errors.items()}
     return Tape(inputs, errors, loss, squared)
+
+
+def slopes(rule: Rule, loss: Tensor, of: dict[str, Tensor], *, graph: bool) -> dict[str, Tensor]:
+    """d loss / d each of what belongs to the weights by name; `graph`: they can be differentiated again.
+
+    Raises `ValueError` where the loss does not depend on one.
+    """
+    found: Sequence[Tensor | None] = [None] * len(of)
+    if loss.requires_grad:
+        compiled = torch.compiler.is_compiling()  # zeros instead of None: it asks no questions
+        found = torch.autograd.grad(
+            loss.sum(), list(of.values()), create_graph=graph, allow_unused=True, materialize_grads=compiled
+        )
+    kept = {name: slope for name, slope in zip(of, found, strict=True) if slope is not None}
+    cut_off = [name for name in of if name not in kept]
+    if cut_off:
+        raise ValueError(
+            f"rule {rule.name!r}: its loss does not depend on the weights {cut_off}, so no write would change them. "
+            "Look for .detach(), .data, no_grad or a result that is thrown away in its memory or objective."
+        )
+    return kept
 
 
 def unhooked() -> AbstractContextManager[object]:
