@@ -10,7 +10,8 @@ import torch
 
 import memkit
 from memkit.engine import plan
-from memkit.rule import Gate, Rule
+from memkit.rule import Gate, Point, Rule, at_decayed, at_lookahead
+from memkit.testing import check_rule
 from memkit.testing.strategies import RuleProblem
 
 
@@ -20,6 +21,12 @@ def atlas(**options: Any) -> Rule:
 
 def muon_rule(**options: Any) -> Rule:
     return replace(memkit.build("rule", "titans", depth=1, optimizer="muon"), **options)
+
+
+@pytest.mark.parametrize("point", [at_decayed, at_lookahead])
+@pytest.mark.parametrize("rule", [muon_rule(mini_batch=3), atlas()])
+def test_gradients_are_taken_where_the_rule_says(rule: Rule, point: Point) -> None:
+    check_rule(replace(rule, point=point), profile="quick", laws=["forms agree", "split anywhere", "masked token"])
 
 
 @pytest.mark.parametrize("rule", [atlas(), atlas(window=1), muon_rule(), muon_rule(mini_batch=1)])

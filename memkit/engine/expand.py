@@ -28,7 +28,7 @@ from memkit.engine.memory_state import Rows, Weights, Window, as_window, cut, jo
 from memkit.engine.scan import Watch
 from memkit.engine.tape import Tape, record
 from memkit.layout import Block
-from memkit.rule import Gates, Optimizer, Retention, Rule, Slots, Tokens
+from memkit.rule import Gates, Optimizer, Retention, Rule, Slots, Tokens, at_weights
 
 
 def expand(
@@ -67,9 +67,12 @@ def expand(
 
 
 def _gathering(rule: Rule) -> Rule:
-    """The rule whose weight is what the optimizer gathers: its step, not yet turned."""
+    """The rule whose weight is what the optimizer gathers: its step, not yet turned.
+
+    Where gradients are taken is no concern of either part; the gates of both may be needed to say it.
+    """
     optimizer = replace(rule.optimizer, direction=None)
-    return replace(rule, optimizer=optimizer, retention=Retention(name="the step", keep=_the_step))
+    return replace(rule, optimizer=optimizer, retention=Retention(name="the step", keep=_the_step), point=at_weights)
 
 
 def _the_step(weight: Tensor, step: Tensor, slots: Slots, gates: Gates) -> Tensor:
@@ -78,7 +81,7 @@ def _the_step(weight: Tensor, step: Tensor, slots: Slots, gates: Gates) -> Tenso
 
 def _keeping(rule: Rule) -> Rule:
     """The rule whose gradients are the turned steps."""
-    return replace(rule, optimizer=Optimizer(name="as it comes", step=_as_it_comes))
+    return replace(rule, optimizer=Optimizer(name="as it comes", step=_as_it_comes), point=at_weights)
 
 
 def _as_it_comes(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
