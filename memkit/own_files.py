@@ -88,8 +88,9 @@ def in_words(error: BaseException, path: Path | None = None) -> str:
         line = (error.text or "").strip()
         return f"SyntaxError: {error.msg}, in line {error.lineno} of {Path(error.filename).name}: `{line}`."
     place = user_line(error, path)
-    # A ValueError of memkit's is a sentence made to be read as it is.
-    what = message if isinstance(error, ValueError) and message else f"{type(error).__name__}: {message}"
+    # A ValueError of memkit's is a sentence made to be read as it is. Python's own are none, and have no full stop.
+    sentence = isinstance(error, ValueError) and str(error).strip().endswith((".", "?"))
+    what = message if sentence else f"{type(error).__name__}: {message}"
     return f"{what}{place and f', {place}'}."
 
 

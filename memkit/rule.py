@@ -168,7 +168,8 @@ WEIGHT = Gate("weight", 0.0, 1.0, default=1.0)
 class Rule:
     """A memory's update as frozen data.
 
-    point: where the gradient is taken, from (weight, slots, gates) as a mini-batch begins.
+    point: where the gradient is taken, from (weight, slots, gates) as a mini-batch begins; linear in weight and slots.
+        A bend belongs to `effective`.
     prepare: tokens (q, k, v, gates, `[B, T, H, ...]`) -> the same, once per call, each token by itself: feature
         maps, implicit steps.
     prepare_gates: gates that `prepare` reads besides those of the parts.

@@ -14,6 +14,7 @@ from memkit.parts.memory import MLPMemory
 from memkit.rule import Gates, Linear, Rule, Slots, Tokens
 
 HONEST = memkit.build("rule", "titans", depth=2, expansion=2, mini_batch=4)
+MATRIX = replace(HONEST, memory=memkit.build("memory", "linear"))
 
 
 def ascend(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
@@ -107,9 +108,19 @@ def step_of_a_row(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> t
     return step, slots
 
 
+def turned_step(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
+    """A step that lies on its side, which no square matrix shows."""
+    return -gates["lr"] * (grad.mT if grad.dim() > 1 else grad), slots
+
+
 def keep_positive(weight: Tensor, step: Tensor, slots: Slots, gates: Gates) -> Tensor:
     """Weights clamped to be positive, as if they were probabilities."""
     return ((1 - gates["decay"]) * weight + step).clamp(min=1e-8)
+
+
+def bent_point(weight: Tensor, slots: Slots, gates: Gates) -> Tensor:
+    """A gradient point that is no sum of weight and slots."""
+    return weight.tanh()
 
 
 def mean_over_tokens(tokens: Tokens) -> Tokens:
@@ -160,10 +171,12 @@ RULES: dict[str, tuple[str, Rule]] = {
     "factor lost in a hand-written gradient": ("inner gradient", with_part("objective", loss=half_gradient)),
     "only the last layer written": ("inner gradient", replace(HONEST, memory=LastLayerOnly(2, 2, "silu", False))),
     "loss that is said to be linear": ("linear as declared", with_part("objective", linear=True)),
+    "gradient point that bends": ("linear as declared", replace(HONEST, point=bent_point)),
     "weights clamped to be positive": ("neutral gates", with_part("retention", keep=keep_positive, linear=False)),
     "norm without a square": ("finite", with_part("objective", loss=distance, quadratic=False)),
     "loss for every value": ("shapes", with_part("objective", loss=loss_per_value)),
     "step that only broadcasts": ("shapes", with_part("optimizer", step=step_of_a_row)),
+    "step that is transposed": ("shapes", replace(MATRIX, optimizer=replace(MATRIX.optimizer, step=turned_step))),
     "weight used twice": ("shapes", replace(HONEST, memory=TiedMemory(2, 2, "silu", False))),
     "mean over the tokens": ("causality", replace(HONEST, prepare=mean_over_tokens)),
     "gates averaged over the batch": ("rows apart", replace(HONEST, prepare=gates_of_the_batch)),

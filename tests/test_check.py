@@ -101,6 +101,16 @@ def test_a_false_claim_to_be_linear_is_found_and_shown_again(capfd: pytest.Captu
             "shapes",
             ["the step of optimizer 'own' is (1, 2, 1), and must be"],
         ),
+        (
+            ("grad, ()", "grad.mT if grad.dim() > 1 else -grad, ()"),
+            "shapes",
+            ["the step of optimizer 'own' is (1, 3, 2), and must be (1, 2, 3): the weight."],
+        ),
+        (
+            ("grad, ()", "grad"),
+            "shapes",
+            ["the step of optimizer 'own' gives a Tensor, and must give (step, slots)."],
+        ),
         (("return -", "return "), "descent", ["d loss / d lr", "the sign"]),
         (("grad, ()", 'grad * gates["gain"], ()'), "shapes", ["KeyError: 'gain'", 'own.py: `return -gates["lr"] *']),
     ],
@@ -114,6 +124,52 @@ def test_a_faulty_rule_is_told_in_words_and_other_laws_go_on(
     assert law in broken(text)
     assert all(word in joined(text) for word in words), text
     assert len(re.findall(r"^  (?:passed|FAILED) ", text, re.MULTILINE)) == 3
+
+
+MEMORY = """
+from dataclasses import dataclass, replace
+from memkit.parts.memory import MLPMemory
+
+
+@dataclass(frozen=True)
+class Memory(MLPMemory):
+    linear: bool = False
+
+    def forward(self, linear, x, constants):
+        return linear("w2", linear("w1", x))
+
+
+@register("rule", "deep")
+def deep():
+    return replace(own(), name="deep", memory=Memory(2, 1, "silu", False))
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "law", "words"),
+    [
+        (
+            ("linear: bool = False", "linear: bool = True"),
+            "linear as declared",
+            "found a linear memory is one matrix, but this one has the weights ['w1', 'w2']. look at",
+        ),
+        (
+            ('linear("w1", x))', 'linear("w1", x).detach())'),
+            "causality",
+            "its loss does not depend on the weights ['w1'], so no write would change them. Look for .detach()",
+        ),
+    ],
+)
+def test_a_faulty_memory_is_told_in_words(
+    change: tuple[str, str], law: str, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = check(capfd, write(HONEST + MEMORY.replace(*change)), "--law", law, code=1)
+    assert broken(text) == {law} and words in joined(text)
+
+
+def test_a_law_that_falls_over_says_what_was_raised_and_gives_no_hint(capfd: pytest.CaptureFixture[str]) -> None:
+    text = joined(check(capfd, write(HONEST.replace("grad, ()", "grad")), "--law", "finite", code=1))
+    assert "it raised ValueError: not enough values to unpack" in text and "look at" not in text
 
 
 @pytest.mark.parametrize(

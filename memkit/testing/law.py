@@ -41,12 +41,17 @@ class Law:
         """The law itself, in words and symbols."""
         return inspect.getdoc(self.check) or ""
 
+    @property
+    def objection(self) -> str:
+        """How it begins to say what it finds wrong."""
+        return f"law {self.name!r}: "
+
     def __call__(self, component: Any, problem: Any) -> None:
         """Raise `LawBroken` unless the component keeps the law in this problem."""
         try:
             self.check(component, problem)
         except Mismatch as broken:
-            raise LawBroken(f"law {self.name!r}: {broken}") from None
+            raise LawBroken(f"{self.objection}{broken}") from None
 
 
 def table(laws: Iterable[Law]) -> dict[str, Law]:

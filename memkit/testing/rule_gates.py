@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from memkit.engine import MemoryState
-from memkit.rule import Gates, Rule, Tokens
+from memkit.rule import Gates, Rule, Tokens, at_weights
 from memkit.state import Tree, map_tensors
-from memkit.testing.close import LARGEST, Discarded, same, same_trees, within
+from memkit.testing.close import LARGEST, Discarded, Mismatch, same, same_trees, within
 from memkit.testing.outcome import check_slope
 from memkit.testing.rule_time import given, tokens_of
 from memkit.testing.strategies import RuleProblem
@@ -101,15 +101,15 @@ def outer_gradient(rule: Rule, problem: RuleProblem) -> None:
 def declares_something_linear(rule: Rule) -> bool:
     """Whether there is a claim for `linear_as_declared` to look at."""
     claims = (part.linear for part in (rule.memory, rule.objective, rule.optimizer, rule.retention))
-    return rule.objective.quadratic or any(claims)
+    return rule.objective.quadratic or rule.point is not at_weights or any(claims)
 
 
 def linear_as_declared(rule: Rule, problem: RuleProblem) -> None:
     """What is declared linear acts on every matrix entry with the coefficients that it shows for units.
 
-    step(grad, weight, slots) = sum of step(unit) times each of them, and keep likewise; a linear memory is
-    M(x) = x W; a linear objective has the same slope at every prediction, and a quadratic one the slope
-    h * prediction + r, with one number h a token.
+    step(grad, weight, slots) = sum of step(unit) times each of them, and keep likewise, and the gradient point,
+    which has no other choice; a linear memory is M(x) = x W; a linear objective has the same slope at every
+    prediction, and a quadratic one the slope h * prediction + r, with one number h a token.
     """
     tokens = rule.prepare(problem.tokens_for(rule, 1))
     gates = at_one_weight(rule, tokens.gates)
@@ -129,11 +129,10 @@ def linear_as_declared(rule: Rule, problem: RuleProblem) -> None:
             return (retention.keep(w, g, s, gates),)
 
         _superposes(f"keep of retention {retention.name!r}", keep, [weight, grad, *kept])
+    if rule.point is not at_weights:
+        _superposes("the gradient point", lambda w, *s: (rule.point(w, s, gates),), [weight, *rest])
     if rule.memory.linear:
-        (one,) = rule.memory.shapes(problem.key_dim, problem.value_dim)
-        x = tokens.k[:, 0]
-        read = rule.memory.forward(lambda name, x: x @ weight, x, {})
-        same(f"a linear memory's M(x), its weight being {one!r}", read, x @ weight)
+        _is_a_matrix(rule, problem, tokens.k[:, 0], weight)
     if rule.objective.linear:
         slopes = [_loss_slope(rule, prediction, tokens) for prediction in (tokens.v, tokens.v.square() - 1)]
         same("the slope of a linear objective at another prediction", slopes[0], slopes[1])
@@ -143,6 +142,14 @@ def linear_as_declared(rule: Rule, problem: RuleProblem) -> None:
         prediction = tokens.v.flip(-1) * 10 ** (3 * tokens.v.tanh())
         wanted = at_zero + (at_one - at_zero)[..., :1] * prediction
         same("the slope of a quadratic objective, h * prediction + r,", _loss_slope(rule, prediction, tokens), wanted)
+
+
+def _is_a_matrix(rule: Rule, problem: RuleProblem, x: Tensor, weight: Tensor) -> None:
+    names = list(rule.memory.shapes(problem.key_dim, problem.value_dim))
+    if len(names) != 1:
+        raise Mismatch(f"a linear memory is one matrix, but this one has the weights {names}.")
+    read = rule.memory.forward(lambda name, x: x @ weight, x, {})
+    same(f"a linear memory's M(x), its weight being {names[0]!r}", read, x @ weight)
 
 
 def _superposes(name: str, function: Callable[..., Sequence[Tensor]], parts: list[Tensor]) -> None:

@@ -17,7 +17,7 @@ from memkit.testing.close import Mismatch, named
 from memkit.testing.outcome import outcome
 from memkit.testing.rule_gates import at_one_weight, set_gates
 from memkit.testing.rule_time import given, meant, tokens_of
-from memkit.testing.strategies import RuleProblem
+from memkit.testing.strategies import RuleProblem, fitting_sizes
 
 FEW = 40
 """Tokens at most in which a rule is to stay finite: it need not be stable for ever."""
@@ -31,6 +31,13 @@ def shapes(rule: Rule, problem: RuleProblem) -> None:
     The memory uses each weight exactly once; what prepares tokens makes `steps` of each. A shape that only
     broadcasts is wrong: it mixes what should be apart.
     """
+    _hold_to_shapes(rule, problem)
+    oblong = [sizes for sizes in fitting_sizes(rule) if sizes[0] != sizes[1]]
+    if problem.key_dim == problem.value_dim and oblong:  # in a square nobody sees what was transposed
+        _hold_to_shapes(rule, replace(problem, key_dim=oblong[0][0], value_dim=oblong[0][1]))
+
+
+def _hold_to_shapes(rule: Rule, problem: RuleProblem) -> None:
     tokens = problem.tokens_for(rule)
     prepared = rule.prepare(tokens)
     _prepared(rule, tokens, prepared)
@@ -60,7 +67,11 @@ def _update(rule: Rule, weight: Tensor, gates: dict[str, Tensor]) -> None:
     """Hold what is done to one weight to its shape."""
     slots = rule.init_slots(weight)
     first = slots[: rule.optimizer_slots]
-    step, moved = rule.optimizer.step(torch.ones_like(weight), weight, first, gates)
+    result = rule.optimizer.step(torch.ones_like(weight), weight, first, gates)
+    if not isinstance(result, tuple) or len(result) != 2:
+        gives = f"{len(result)} things" if isinstance(result, tuple) else f"a {type(result).__name__}"
+        raise Mismatch(f"the step of optimizer {rule.optimizer.name!r} gives {gives}, and must give (step, slots).")
+    step, moved = result
     _is(f"the step of optimizer {rule.optimizer.name!r}", step, weight.shape, "the weight")
     if not isinstance(moved, tuple) or len(moved) != len(first):
         kept = f"{len(moved)} slots" if isinstance(moved, tuple) else f"a {type(moved).__name__} for its slots"

@@ -47,8 +47,8 @@ def judge(
         return say(status="does not apply", detail=f"it takes {law.asks}.")
     began = time.monotonic()
     verdict = try_law(subject, law, profile, part) if example is None else try_example(subject, law, example)
-    hint = "" if verdict.example is None else law.hint  # problems that say nothing are no fault to look for
-    verdict = replace(verdict, seconds=time.monotonic() - began, hint=hint)
+    found_wrong = verdict.detail.startswith(law.objection)  # not problems that say nothing, nor what fell over
+    verdict = replace(verdict, seconds=time.monotonic() - began, hint=law.hint if found_wrong else "")
     if not reason:
         return verdict
     if verdict.status == "passed":
