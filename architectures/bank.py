@@ -49,6 +49,8 @@ class MemoryBank(Mixer):
     cannot write once in several tokens.
     """
 
+    state_type = BankState
+
     def __init__(
         self,
         *,

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from memkit.checks import in_range, not_negative, positive
 from memkit.divergence import all_finite, generation_error
-from memkit.masks import blank
+from memkit.masks import blank, check_masks
 from memkit.mixers.base import Mixer
 from memkit.state import State
 
@@ -155,7 +155,7 @@ class LanguageModel(nn.Module):
         Raises `ValueError` for ids that are not `[B, T]` integers of the vocabulary, and for a mask,
         segment_ids or a state that do not fit them.
         """
-        self._check(ids, state, mask)
+        self._check(ids, state, mask, segment_ids)
         state = self.init_state(ids.shape[0]) if state is None else state
         x, state = self._hidden(ids.long(), state, mask, segment_ids, write)
         return self._head(x), state
@@ -190,7 +190,7 @@ class LanguageModel(nn.Module):
         in_range("temperature", temperature, 0)
         if top_k is not None:
             positive("top_k", top_k)
-        self._check(ids, state, mask)
+        self._check(ids, state, mask, None)
         _check_prompt(ids, mask)
         state = begun = self.init_state(ids.shape[0]) if state is None else state
         unread, valid, finite = ids.long(), mask, []
@@ -230,18 +230,22 @@ class LanguageModel(nn.Module):
     def _head(self, x: Tensor) -> Tensor:
         return F.linear(x, self.embedding.weight)
 
-    def _check(self, ids: Tensor, state: ModelState | None, mask: Tensor | None) -> None:
-        """Raise `ValueError` unless the ids are `[B, T]` of the vocabulary and the state fits the model."""
+    def _check(self, ids: Tensor, state: ModelState | None, mask: Tensor | None, segment_ids: Tensor | None) -> None:
+        """Raise `ValueError` unless the ids are `[B, T]` of the vocabulary and masks and state fit them."""
+        if not isinstance(ids, Tensor):
+            raise ValueError(f"ids must be a tensor of integers [B, T]; got {type(ids).__name__}. Use torch.tensor.")
         if ids.dim() != 2 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise ValueError(f"ids must be integers [B, T]; got {ids.dtype} {tuple(ids.shape)}.")
-        if mask is not None and (mask.shape != ids.shape or mask.dtype != torch.bool):
-            raise ValueError(f"mask must be boolean [B, T] = {tuple(ids.shape)}; got {mask.dtype} {tuple(mask.shape)}.")
+        check_masks(mask, segment_ids, *ids.shape)
         if state is not None and (not isinstance(state, ModelState) or len(state.layers) != self.depth):
             layers = len(state.layers) if isinstance(state, ModelState) else f"no ({type(state).__name__})"
             raise ValueError(
                 f"the state has {layers} layers and the model {self.depth}. "
                 "Use a state that this model returned, or its init_state(batch)."
             )
+        if state is not None:
+            for mixer, layer in zip(self.mixers, state.layers, strict=True):
+                mixer.check_state(layer, ids.shape[0])
         # Elsewhere than on the CPU a look at the ids would wait for the device, at every token of a decoder.
         if ids.device.type != "cpu" or torch.compiler.is_compiling():
             return

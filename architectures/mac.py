@@ -9,6 +9,7 @@ segment's end.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,8 @@ class MemoryAsContext(Mixer):
 
     Options as for `neural_memory`, and the segment. Raises `ValueError` for sizes that do not fit.
     """
+
+    state_type = MACState
 
     def __init__(
         self,
@@ -101,6 +104,15 @@ class MemoryAsContext(Mixer):
         """Persistent tokens are seen by every token and have no position (eq. 22); the memory does not read them."""
         keys, values = self._keys_values(tokens[None])
         return replace(self.init_state(1), prefix_keys=keys, prefix_values=values)
+
+    def check_state(self, state: Any, batch: int) -> None:
+        """Refuse a state of other segments too; the memory looks at its own."""
+        super().check_state(state, batch)
+        if state.keys.shape[3] != self.segment:
+            raise ValueError(
+                f"the state is of segments of {state.keys.shape[3]} tokens, and this layer's have {self.segment}. "
+                f"Use a state that this layer returned, or its init_state({batch})."
+            )
 
     def mix(self, x: Tensor, state: MACState, mask: Tensor | None, write: bool) -> tuple[Tensor, MACState]:
         """One document piece; see `Mixer`."""

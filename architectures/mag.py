@@ -49,6 +49,8 @@ class MAGState(MixerState):
 class MemoryAsGate(Mixer):
     """o = SW-Attn(x) (x) M(x) (Titans eq. 27, 28). Options as for `neural_memory`, and the attention's window."""
 
+    state_type = MAGState
+
     def __init__(
         self,
         *,

@@ -32,6 +32,8 @@ class MemoryAsLayer(Mixer):
     through both layers like the first tokens of the document.
     """
 
+    state_type = MALState
+
     def __init__(
         self,
         *,

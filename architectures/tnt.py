@@ -50,6 +50,8 @@ class TNT(Mixer):
     whatever a memory refuses.
     """
 
+    state_type = TNTState
+
     def __init__(
         self,
         *,

@@ -23,6 +23,8 @@ class RunningMeanState(MixerState):
 class RunningMean(Mixer):
     """y_t = W mean(x_1 .. x_t); write=False leaves x out of the mean."""
 
+    state_type = RunningMeanState
+
     def __init__(self, *, dim: int, heads: int = 1, gain: float = 1.0) -> None:
         super().__init__(dim)
         divides("heads", heads, "dim", dim)

@@ -48,6 +48,7 @@ def state_of(rule: Rule, tokens: int = 0) -> memkit.MemoryState:
         ({"gates": gates(momentum=None)}, r"rule 'titans' needs the gate 'momentum'; got \['decay', 'lr'\]"),
         ({"gates": gates(lrr=wide(*SHAPE))}, r"rule 'titans' has no gate 'lrr'\. Did you mean 'lr'\?"),
         ({"gates": gates(lr=0.1)}, r"gate 'lr' must be a tensor; got 0\.1\. Use torch\.full"),
+        ({"gates": gates(lr=wide(*SHAPE) * 1j)}, r"gate 'lr' must be real; got torch\.complex128"),
         ({"gates": gates(lr=wide(BATCH, TOKENS))}, r"'lr' .* per head, so it must be \(3, 11, 2\); got \(3, 11\)"),
         ({"gates": gates(decay=wide(*SHAPE, WIDTH))}, r"'decay' .* per head, so it must be \(3, 11, 2\)"),
         # masks and documents
@@ -153,6 +154,13 @@ def test_init_state_names_the_mistake(given: dict[str, Any], message: str) -> No
     sizes: dict[str, Any] = {"batch": BATCH, "heads": HEADS, "key_dim": WIDTH, "value_dim": WIDTH} | given
     with pytest.raises(ValueError, match=message):
         memkit.init_state(titans(residual=True), **sizes)
+
+
+def test_a_rules_name_is_no_rule() -> None:
+    name: Any = "titans"
+    for ask in (memkit.explain, lambda rule: memkit.init_state(rule, batch=1, heads=1, key_dim=2, value_dim=2)):
+        with pytest.raises(ValueError, match=r"rule must be a Rule; got 'titans'\. Make one with memkit\.build"):
+            ask(name)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from running_mean import RunningMean
 from small_model import DIM, VOCAB, assert_close, assert_states_close, model, text
-from torch import Tensor
 
 import memkit
 from architectures import LanguageModel, ModelState
@@ -192,13 +191,15 @@ def test_it_works_in_inference_mode_and_low_precision(dtype: torch.dtype) -> Non
         (torch.zeros(1, 3).bool(), {}, "ids must be integers .*bool"),
         (torch.tensor([[0, VOCAB]]), {}, r"ids must lie in 0\.\.10; got 11\."),
         (torch.tensor([[0, -1]]), {}, r"ids must lie in 0\.\.10; got -1\."),
-        (text(1, 3), {"mask": torch.ones(1, 2).bool()}, r"mask must be boolean \[B, T\] = \(1, 3\)"),
+        ([[0, 1]], {}, "ids must be a tensor of integers .*got list"),
+        (text(1, 3), {"mask": torch.ones(1, 2).bool()}, r"mask must be \[B, T\] = \(1, 3\); got \(1, 2\)"),
+        (text(1, 3), {"mask": [[True] * 3]}, "mask must be a tensor; got list"),
         (text(1, 3), {"mask": torch.ones(1, 3)}, "mask must be boolean .*float32"),
         (text(1, 3), {"state": ModelState(layers=())}, "the state has 0 layers and the model 2"),
         (text(1, 3), {"state": [1, 2]}, r"the state has no \(list\) layers and the model 2"),
     ],
 )
-def test_bad_ids_are_refused_before_any_work(ids: Tensor, options: dict[str, Any], message: str) -> None:
+def test_bad_ids_are_refused_before_any_work(ids: Any, options: dict[str, Any], message: str) -> None:
     made = model()
     made.embedding.register_forward_hook(lambda *_: pytest.fail("worked on bad input"))
     with pytest.raises(ValueError, match=message):

@@ -65,9 +65,9 @@ def written(last_write: Tensor, a: Tensor) -> Tensor:
 def kept(last_carry: Tensor, carry: Tensor) -> Tensor:
     """What is left of the carry, `[N, m * in, out]`; last_carry `[N, (K,) m, n]`."""
     m, n = last_carry.shape[-2:]
-    split = carry.unflatten(1, (n, -1))  # [N, n, in, out]
+    split = carry.unflatten(1, (n, carry.shape[1] // n))  # [N, n, in, out]; N may be 0, which leaves no size to infer
     if last_carry.dim() == 3:
-        return (last_carry @ split.flatten(2)).view(carry.shape[0], m * split.shape[2], -1)
+        return (last_carry @ split.flatten(2)).view(carry.shape[0], m * split.shape[2], carry.shape[2])
     by_key = last_carry @ split.transpose(1, 2)  # [N, K, m, out]
     return by_key.transpose(1, 2).flatten(1, 2)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from memkit.engine.memory_state import MemoryState, kept
+from memkit.engine.memory_state import MemoryState, kept, require_rule
 from memkit.masks import check_masks
 from memkit.registry import nearest
 from memkit.rule import Gate, Gates, Rule
@@ -44,8 +44,7 @@ def check(
 
 def check_kinds(rule: Rule, **tokens: Tensor) -> None:
     """Raise `ValueError` unless the rule is one and the tokens are floating-point tensors."""
-    if not isinstance(rule, Rule):
-        raise ValueError(f"rule must be a Rule; got {rule!r}. Make one with memkit.build('rule', name).")
+    require_rule(rule)
     for name, x in tokens.items():
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -106,6 +105,8 @@ def _check_gates(rule: Rule, k: Tensor, v: Tensor, gates: Gates) -> None:
             continue
         if not isinstance(gates[gate.name], Tensor):
             raise ValueError(f"gate {gate.name!r} must be a tensor; got {gates[gate.name]!r}. Use torch.full.")
+        if gates[gate.name].is_complex():
+            raise ValueError(f"gate {gate.name!r} must be real; got {gates[gate.name].dtype}.")
         wanted = gate_shape(rule, gate, k, v)
         if tuple(gates[gate.name].shape) != wanted:
             raise ValueError(

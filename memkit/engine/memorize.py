@@ -49,9 +49,9 @@ def memorize(
 ) -> tuple[Tensor, MemoryState]:
     """Write k -> v and read q, token by token in meaning, in blocks in practice.
 
-    q, k `[B, T, H, K]`, v `[B, T, H, V]` (`rule.pairs` times as wide, if those are several), any T >= 0; gates:
-    name -> `[B, T, H]` (Titans' eta, theta, alpha are
-    `momentum`, `lr`, `decay`), within the ranges that the rule's `gates` declare.
+    q, k `[B, T, H, K]`, v `[B, T, H, V]`, any T >= 0 (k and v `rule.pairs` times as wide, if those are several).
+    gates: name -> `[B, T, H]`, or with one more axis where the rule's `gates` say so, within the ranges that they
+    declare (Titans' eta, theta, alpha are `momentum`, `lr`, `decay`).
     mask `[B, T]` bool: False marks a token that never was. segment_ids `[B, T]` >= 0: a change, also from one
     call to the next, starts a new document from `state.initial`.
     form: "auto", which takes the fastest exact one, or one by name: "scan" (the definition), "dual" (blocks at
@@ -79,12 +79,12 @@ def memorize(
     inputs.check(rule, q, k, v, gates, state, mask, segment_ids)
     plan.choose(rule, form, k.shape[1], stacklevel=3)  # warns of all tokens, not of a group's
 
-    def run(given: Tree, state: MemoryState) -> tuple[Tensor, MemoryState]:
+    def group(given: Tree, state: MemoryState) -> tuple[Tensor, MemoryState]:
         q, k, v, gates, mask, segment_ids = given
         return _memorize(rule, q, k, v, gates, state, mask, segment_ids, how, None)
 
     given = (q, k, v, dict(gates), mask, segment_ids)
-    return in_groups(run, given, state, recompute) if k.shape[1] else run(given, state)
+    return in_groups(group, given, state, recompute) if k.shape[1] else group(given, state)
 
 
 def _check_rounds(form: str, rounds: int | None, tolerance: float | None) -> None:

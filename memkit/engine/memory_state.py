@@ -80,8 +80,9 @@ def init_state(
 ) -> MemoryState:
     """The state before the first token, with weights drawn from N(0, 1 / in), the same for all rows.
 
-    Raises `ValueError` for sizes below 1 or that the rule's memory refuses.
+    Raises `ValueError` for what is no rule, and for sizes below 1 or that the rule's memory refuses.
     """
+    require_rule(rule)
     not_negative("batch", batch)
     for name, value in (("heads", heads), ("key_dim", key_dim), ("value_dim", value_dim)):
         positive(name, value)
@@ -97,6 +98,12 @@ def init_state(
         for name, value in rule.memory.constants(key_dim, value_dim).items()
     }
     return state_from(rule, weights, constants, batch, key_dim, value_dim)
+
+
+def require_rule(rule: Rule) -> None:
+    """Raise `ValueError` unless the rule is one, and not its name."""
+    if not isinstance(rule, Rule):
+        raise ValueError(f"rule must be a Rule; got {rule!r}. Make one with memkit.build('rule', name).")
 
 
 def kept(rule: Rule) -> dict[str, int]:

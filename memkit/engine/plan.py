@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from memkit.engine.memory_state import require_rule
 from memkit.registry import nearest
 from memkit.rule import Rule, at_weights, identity
 
@@ -146,8 +147,9 @@ def one_by_one(rule: Rule) -> bool:
 def explain(rule: Rule) -> str:
     """Say which form `auto` takes for a rule, what stands in the way of a faster one, and any departure.
 
-    The first word is the form.
+    The first word is the form. Raises `ValueError` for what is no rule.
     """
+    require_rule(rule)
     text = _REASONS[fastest(rule)](rule)
     if rule.surprise_limit is not None:
         text += f" Departure from the paper: each token's gradient norm is limited to {rule.surprise_limit:g}."

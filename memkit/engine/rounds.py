@@ -181,7 +181,6 @@ def _tape(tape: Tape, unknowns: tuple[Tensor, ...]) -> Tape:
 
 def _distance(found: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> float:
     """The largest change of any tensor, relative to its largest number before; infinite if it is no number."""
-    changes = [
-        (new - old).abs().amax() / old.abs().amax().clamp(min=1e-30) for new, old in zip(found, before, strict=True)
-    ]
-    return float(torch.stack(changes).amax().nan_to_num(nan=float("inf")))
+    pairs = [(new, old) for new, old in zip(found, before, strict=True) if new.numel()]  # there may be no rows
+    changes = [(new - old).abs().amax() / old.abs().amax().clamp(min=1e-30) for new, old in pairs]
+    return float(torch.stack(changes).amax().nan_to_num(nan=float("inf"))) if changes else 0.0

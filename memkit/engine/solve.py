@@ -92,7 +92,7 @@ def _blocks(
     seen = own.weight if rule.read == "after" else before(own.weight)
     y = rule.memory.forward(lambda name, x: read(seen, x, z, here.k, r), here.q, {})
     if watch is not None:
-        watch.append(_met(rule, here, own, z, r, rows))
+        watch.append(_met(rule, here, own, z, r, (rows, count)))
     return y.unflatten(0, (rows, count)).flatten(1, 2), carry
 
 
@@ -127,12 +127,14 @@ def _affine(rule: Rule, here: Tokens) -> tuple[Tensor, Tensor]:
     return at_zero, (at_one - at_zero)[..., :1]
 
 
-def _met(rule: Rule, here: Tokens, own: AnyCoefficients, z: Tensor, r: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+def _met(
+    rule: Rule, here: Tokens, own: AnyCoefficients, z: Tensor, r: Tensor, blocks: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     """Loss and surprise of every token at the weights that its gradient saw."""
     seen = own.point or before(own.weight)
     loss = rule.objective.loss(read(seen, here.k, z, here.k, r), here.v, here.gates)
     surprise = here.k.norm(dim=-1) * r.norm(dim=-1)
-    loss, surprise = (x.detach().unflatten(0, (rows, -1)).flatten(1, 2) for x in (loss, surprise))
+    loss, surprise = (x.detach().unflatten(0, blocks).flatten(1, 2) for x in (loss, surprise))
     return loss, surprise
 
 

@@ -85,6 +85,8 @@ class Attention(Mixer):
     band of slots and costs O(T * window) there too. `write` changes nothing: the cache tracks the stream.
     """
 
+    state_type = AttentionState
+
     def __init__(self, dim: int, heads: int, window: int | None, backend: str, conv: int) -> None:
         super().__init__(dim)
         divides("heads", heads, "dim", dim)
@@ -106,6 +108,7 @@ class Attention(Mixer):
         shapes.
         """
         weight = self.to_kv.weight
+        segment = no_segment(batch, weight.device)
 
         def empty(slots: int) -> Tensor:
             return weight.new_zeros(batch, self.heads, slots, self.dim // self.heads)
@@ -113,7 +116,7 @@ class Attention(Mixer):
         prefix_keys, prefix_values = (empty(0), empty(0)) if prefix is None else self._prefix(batch, prefix)
         slots = 0 if self.window is None else self.window - 1
         return AttentionState(
-            segment=no_segment(batch, weight.device),
+            segment=segment,
             tail=self.conv.init_tail(batch, weight),
             prefix_keys=prefix_keys,
             prefix_values=prefix_values,
@@ -136,6 +139,17 @@ class Attention(Mixer):
             )
         prefix = prefix if rows else prefix[None]
         return tuple(x.expand(batch, -1, -1, -1) for x in self._heads(self.to_kv(prefix), 2))
+
+    def check_state(self, state: Any, batch: int) -> None:
+        """Refuse the caches of other heads, widths and windows too."""
+        super().check_state(state, batch)
+        slots = state.slots if self.window is None else self.window - 1
+        wanted = (self.heads, slots, self.dim // self.heads)
+        if state.keys.shape[1:] != wanted:
+            raise ValueError(
+                f"the state's cache is {tuple(state.keys.shape[1:])} a row (heads, tokens, width), and this layer's is "
+                f"{wanted}. Use a state that this layer returned, or its init_state({batch})."
+            )
 
     def reset(self, state: AttentionState, rows: Tensor) -> AttentionState:
         """Start the rows marked True `[B]` afresh; the prefix stays."""

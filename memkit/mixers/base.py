@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from memkit.checks import not_negative
 from memkit.documents import pieces
 from memkit.masks import blank, check_masks
 from memkit.state import State
@@ -36,10 +37,12 @@ class Mixer(nn.Module):
       the stream, such as a convolution's tail or an attention cache, moves on).
 
     Any cut of a sequence into calls gives the same outputs as one call. Subclasses write `mix` and
-    `init_state`; masks arrive there with the masked inputs already zeroed.
+    `init_state`; masks arrive there with the masked inputs already zeroed. `state_type` is the class of their
+    states, so that another mixer's is refused in words.
     """
 
     dim: int
+    state_type: ClassVar[type[MixerState]] = MixerState
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -53,9 +56,24 @@ class Mixer(nn.Module):
         """One document piece: x `[B, T, D]` -> (y, state)."""
         raise NotImplementedError(f"{type(self).__name__} has no mix.")
 
+    def check_state(self, state: Any, batch: int) -> None:
+        """Raise `ValueError` unless the state is one of this mixer's, with `batch` rows."""
+        what = type(self).__name__
+        if not isinstance(state, self.state_type):
+            raise ValueError(
+                f"{what} goes on from its own {self.state_type.__name__}; got {type(state).__name__}. "
+                f"Use a state that this mixer returned, or its init_state({batch})."
+            )
+        if state.segment.shape[0] != batch:
+            raise ValueError(
+                f"the state has {state.segment.shape[0]} rows and x has {batch}. Use state.select(rows), "
+                f"or {what}.init_state({batch})."
+            )
+
     @torch.no_grad()
     def state_bytes(self, tokens: int) -> int:
         """Bytes of one row's state after `tokens` tokens; a mixer whose state grows says so here."""
+        not_negative("tokens", tokens)
         return self.init_state(1).bytes
 
     def begin(self, tokens: Tensor) -> Any:
@@ -102,18 +120,19 @@ class Mixer(nn.Module):
 
 
 def no_segment(batch: int, device: torch.device) -> Tensor:
-    """The `segment` of rows that are in no document yet: -1 `[B]`."""
+    """The `segment` of rows that are in no document yet: -1 `[B]`. Raises `ValueError` for a negative batch."""
+    not_negative("batch", batch)
     return torch.full((batch,), -1, dtype=torch.long, device=device)
 
 
 def check_sequence(mixer: Mixer, x: Tensor, state: Any, mask: Tensor | None, segment_ids: Tensor | None) -> None:
     """Raise `ValueError` unless inputs fit the mixer and each other."""
     what = type(mixer).__name__
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"{what} takes a floating-point tensor x [B, T, D]; got {kind}.")
     if x.dim() != 3 or x.shape[-1] != mixer.dim:
         raise ValueError(f"{what} takes x [B, T, D] with D = {mixer.dim}; got {tuple(x.shape)}.")
     check_masks(mask, segment_ids, *x.shape[:2])
-    if state is not None and state.segment.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"the state has {state.segment.shape[0]} rows and x has {x.shape[0]}. Use state.select(rows), "
-            f"or {what}.init_state({x.shape[0]})."
-        )
+    if state is not None:
+        mixer.check_state(state, x.shape[0])

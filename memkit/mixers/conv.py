@@ -38,7 +38,17 @@ class ShortConv(nn.Module):
         return like.new_zeros(batch, max(self.width - 1, 0), self.channels)
 
     def forward(self, x: Tensor, tail: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x `[B, T, C]`, the last width - 1 valid inputs `tail` -> (y, the tail after x)."""
+        """x `[B, T, C]`, the last width - 1 valid inputs `tail` -> (y, the tail after x).
+
+        Raises `ValueError` for the tail of another convolution.
+        """
+        wanted = (max(self.width - 1, 0), self.channels)
+        if tail.shape[1:] != wanted:
+            raise ValueError(
+                f"the state is of a layer of another size: its convolution keeps {tuple(tail.shape[1:])} numbers a row "
+                f"(tokens, channels), and this layer's {wanted}. "
+                "Use a state that this layer returned, or its init_state(batch)."
+            )
         if not self.width:
             return x, tail
         if mask is None:

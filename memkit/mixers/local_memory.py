@@ -61,6 +61,8 @@ class LocalMemory(Mixer):
     where C does not divide the shard, and a span with a rule of several keys a token.
     """
 
+    state_type = LocalMemoryState
+
     def __init__(
         self,
         *,

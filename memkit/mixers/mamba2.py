@@ -38,6 +38,8 @@ class Mamba2(Mixer):
     Raises `ValueError` for sizes that do not fit.
     """
 
+    state_type = Mamba2State
+
     def __init__(self, *, dim: int, heads: int = 4, state: int = 64, expand: int = 2, conv: int = 4) -> None:
         for name, value in (("dim", dim), ("state", state), ("expand", expand)):
             positive(name, value)

@@ -57,6 +57,8 @@ class NeuralMemory(Mixer):
     The memory's initial weights are learned. Raises `ValueError` for sizes that do not fit.
     """
 
+    state_type = NeuralMemoryState
+
     def __init__(
         self,
         *,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memkit.checks import positive
+from memkit.checks import not_negative, positive
 from memkit.mixers.base import Mixer
 from memkit.mixers.specs import MixerSpec, build_mixer
 from memkit.registry import register
@@ -28,11 +28,16 @@ class PersistentMemory(Mixer):
 
     def init_state(self, batch: int) -> Any:
         """The inner mixer's state after the learned tokens, the same for every row."""
+        not_negative("batch", batch)
         return self.inner.begin(self.tokens).map(lambda x: x.expand(batch, *x.shape[1:]))
 
     def begin(self, tokens: Tensor) -> Any:
         """Further tokens come after the own ones."""
         return self.inner.begin(torch.cat([self.tokens, tokens]))
+
+    def check_state(self, state: Any, batch: int) -> None:
+        """What the inner mixer asks of its state."""
+        self.inner.check_state(state, batch)
 
     def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
         """What the inner mixer does."""
