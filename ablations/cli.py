@@ -1,6 +1,7 @@
 """The command `memkit`.
 
-Exit codes: 0 done, 1 a run failed or a law was broken, 2 a mistake in what was asked for, 130 interrupted.
+Exit codes: 0 done, 1 a run failed or a law was broken, 2 a mistake in what was asked for or a file that cannot be
+read or written, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
         app(args=arguments, prog_name="memkit")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except (ValueError, DivergedError) as error:
-        _err().print(f"[bold red]Error:[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2 if isinstance(error, ValueError) else 1
+    except (ValueError, OSError, DivergedError) as error:
+        _err().print(f"[bold red]Error:[/bold red] {escape(_words(error))}", highlight=False, soft_wrap=True)
+        return 1 if isinstance(error, DivergedError) else 2
     return 0
 
 
@@ -262,6 +263,13 @@ def bench(
     paths = found.write(folder or Path("runs") / "bench", name)
     print_benchmark(found, _out())
     _tell(f"Saved: {paths[0]}, {paths[1]}")
+
+
+def _words(error: Exception) -> str:
+    """What went wrong; of a file, which one and why."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}. Check the path, and that it may be read or written."
+    return str(error)
 
 
 def _out() -> Console:

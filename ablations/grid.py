@@ -154,7 +154,10 @@ def _find(source: str | Path) -> tuple[str, str]:
         return (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"), f"grid {name!r}"
     if not path.is_file():
         raise ValueError(f"there is no grid {name!r}, neither shipped nor a file. {nearest(name, shipped())}")
-    return path.read_text(encoding="utf-8"), f"grid {name!r}"
+    try:
+        return path.read_text(encoding="utf-8"), f"grid {name!r}"
+    except UnicodeDecodeError as error:
+        raise ValueError(f"grid {name!r} is no text in UTF-8 ({error}), so it is no YAML. Check the path.") from None
 
 
 def check(grid: Grid, where: str) -> None:

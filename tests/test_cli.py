@@ -154,6 +154,14 @@ def test_ablate_writes_a_report_and_report_writes_it_again(capfd: pytest.Capture
     assert "holds another grid: definition.train.steps is 3 there and 4 here" in capfd.readouterr().err
 
 
+def test_a_folder_that_cannot_be_is_told_in_one_message(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for command in (["ablate", "smoke", "--jobs", "1"], ["train", *TINY, "-t", "recall", "--steps", "1"]):
+        assert main([*command, "--out", str(tmp_path / "file" / "below")]) == 2
+        error = capfd.readouterr().err
+        assert "below: Not a directory. Check the path" in error.replace("\n", " ") and "Traceback" not in error
+
+
 def test_a_failed_run_exits_with_1(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     broken = {"title": "x"}
     monkeypatch.setattr(cli, "run_grid", lambda *_, **__: broken)

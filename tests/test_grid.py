@@ -199,6 +199,13 @@ def test_a_file_that_is_no_grid(tmp_path: Path, content: str, message: str) -> N
         read_grid(path)
 
 
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="x.yaml' is no text in UTF-8"):
+        read_grid(path)
+
+
 def test_an_unknown_grid_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="no grid 'quikstart', .*Did you mean 'quickstart'"):
         read_grid("quikstart")
