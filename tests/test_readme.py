@@ -1,63 +1,92 @@
-"""The README says what is so: its examples run, and its table is the one that is generated."""
+"""What the README shows runs: its Python, its files as files, and its commands as far as their options."""
 
 from __future__ import annotations
 
+import functools
 import io
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 from rich.console import Console
 
 import memkit
-from ablations.cli import main
+import memkit.testing
+from ablations.cli import app, main
 from ablations.grid import read_grid
 from ablations.listing import print_rules
 from memkit import registry
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCK = re.compile(r"^```(python|yaml|sh|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HOUSE = Path(__file__).parents[1]
+README = (HOUSE / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NAMED = re.compile(r"# ([\w./-]+\.(?:py|yaml))\b")
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
+TARGET = re.compile(r"^(\w+):.*##", re.MULTILINE)
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A folder of its own, and a registry that forgets what is registered here."""
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str]]:
+    """The blocks, language and text; those that name a file in their first line lie in this folder."""
     registry.discover()
     monkeypatch.setattr(registry, "_factories", {kind: dict(known) for kind, known in registry._factories.items()})
     monkeypatch.chdir(tmp_path)
+    blocks = BLOCK.findall(README)
+    for _, text in blocks:
+        name = NAMED.match(text)
+        if name:
+            Path(name[1]).write_text(text)
+    return blocks
 
 
-def blocks(language: str) -> list[str]:
-    return [text for kind, text in BLOCK.findall(README.read_text(encoding="utf-8")) if kind == language]
+def test_the_python_runs(examples: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for check in ("check_rule", "check_mixer"):
+        small = functools.partial(getattr(memkit.testing, check), profile="quick")
+        monkeypatch.setattr(memkit.testing, check, small)
+    names: dict[str, Any] = {"__name__": "readme"}
+    found = [text for language, text in examples if language == "python"]
+    assert len(found) >= 2
+    for text in found:
+        exec(compile(text, "README.md", "exec"), names)
 
 
-def test_a_hybrid_is_built() -> None:
-    found: dict[str, Any] = {}
-    exec(blocks("python")[0], found)  # noqa: S102
-    assert found["logits"].shape == (2, 7, 256)
-    assert found["text"].shape == (2, 21)
+def test_the_grids_are_grids(examples: list[tuple[str, str]]) -> None:
+    found = [NAMED.match(text) for language, text in examples if language == "yaml"]
+    assert found
+    for name in found:
+        assert name is not None, "a grid of the README needs its file's name in the first line"
+        read_grid(name[1])
 
 
-def test_the_grid_is_valid() -> None:
-    (text,) = blocks("yaml")
-    Path("mine.yaml").write_text(text)
-    grid = read_grid("mine.yaml")
-    assert len(grid.variants) == 4
-    assert len(grid.seeds) == 2
+def test_the_commands_are_commands(examples: list[tuple[str, str]]) -> None:
+    commands, targets, seen = typer.main.get_command(app), set(TARGET.findall((HOUSE / "Makefile").read_text())), set()
+    for line in (line for language, text in examples if language in ("sh", "console") for line in text.splitlines()):
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        if words[:1] == ["make"]:
+            assert set(words[1:]) <= targets, line
+        elif words[:1] == ["memkit"]:
+            commands.commands[words[1]].make_context(words[1], words[2:])  # type: ignore[attr-defined]
+        seen.update(words[:1])
+    assert seen >= {"make", "memkit"}
 
 
-def test_the_rule_keeps_the_laws(capfd: pytest.CaptureFixture[str]) -> None:
-    Path("my_rule.py").write_text(blocks("python")[1])
+def test_what_it_links_to_is_there() -> None:
+    assert [path for path in LINK.findall(README) if not (HOUSE / path).exists()] == []
+
+
+def test_the_rule_keeps_the_laws(examples: list[tuple[str, str]]) -> None:
     assert main(["check", "my_rule.py", "--profile", "quick"]) == 0
-    assert "FAILED" not in capfd.readouterr().out
 
 
 def test_the_table_of_rules_is_the_generated_one() -> None:
     console = Console(width=200, file=io.StringIO(), color_system=None)
     print_rules(console)
     generated = [line.split() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
-    (shown,) = blocks("text")
-    rows = [line.split() for line in shown.splitlines()]
-    assert [row[0] for row in rows[2:]] == memkit.names("rule")
-    assert all(row in generated for row in rows if not row[0].startswith("─"))
+    (shown,) = (text for language, text in BLOCK.findall(README) if language == "text")
+    header, _, *rows = (line.split() for line in shown.splitlines())
+    assert header in generated
+    assert [row[0] for row in rows] == memkit.names("rule")
+    assert all(row in generated for row in rows)
