@@ -38,7 +38,12 @@ class Wrong(torch.autograd.Function):
         return grads[0] * ctx.slope, None  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("distance", [0.0, 1e-7, -3e-7])
+@pytest.mark.parametrize("distance", [1e-7, -3e-7])
+def test_beside_a_corner_a_shorter_step_has_a_slope(distance: float) -> None:
+    hold(corner, torch.full((1,), CORNER + distance, dtype=torch.double))
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-10, -3e-10])
 def test_a_corner_says_nothing(distance: float) -> None:
     with pytest.raises(Discarded, match="no input has a slope here"):
         hold(corner, torch.full((1,), CORNER + distance, dtype=torch.double))
