@@ -64,8 +64,8 @@ def stack(trees: Sequence[Tree]) -> Tree:
 def check_slope(run: Callable[[dict[str, Tree]], dict[str, Tree]], inputs: dict[str, Tree]) -> None:
     """Raise `Mismatch` unless gradients are slopes: for each input, along one random direction of it.
 
-    Where there is no slope to compare with, as on the corner of a Huber loss, an input says nothing; raises
-    `Discarded` if none says anything.
+    Where there is no slope to compare with, as on the corner of a Huber loss or where a number less makes the root of
+    a mean of squares none, an input says nothing; raises `Discarded` if none says anything.
     """
     found = outcome(run, inputs)
     generator, told = torch.Generator().manual_seed(1), 0
@@ -84,7 +84,7 @@ def check_slope(run: Callable[[dict[str, Tree]], dict[str, Tree]], inputs: dict[
         slope = next((s for s in slopes if float((parts.sum() - s).abs()) <= SLOPES * (1 + size)), None)
         if slope is None:
             slope = _slope(along, STEP)
-            if float((parts.sum() - slope).abs()) <= _disagreement(along):
+            if not slope.isfinite() or float((parts.sum() - slope).abs()) <= _disagreement(along):
                 continue
         within(f"the slope along {name}", parts.sum(), slope, SLOPES * (1 + size))
         told += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -36,8 +37,13 @@ def neutral_gates(rule: Rule, problem: RuleProblem) -> None:
 
 @torch.no_grad()
 def clearing_gates(rule: Rule, problem: RuleProblem) -> None:
-    """One write with decay = 1, lr = 0, momentum = 0 makes every weight 0."""
+    """One write with decay = 1, lr = 0, momentum = 0 makes every weight 0.
+
+    Past steps are there to be dropped, unless the optimizer has other gates too, which may bring them back.
+    """
     state = problem.state_for(rule)
+    if any(gate.name not in ("lr", "momentum") for gate in rule.optimizer.gates):
+        state = replace(state, slots=problem.fresh_state(rule).slots)
     tokens = set_gates(problem.tokens_for(rule, rule.update_every), lr=0.0, decay=1.0, momentum=0.0)
     _, after = problem.engine.memorize(rule, *tokens, state, form=problem.form)
     same_trees("weights", after.weights, {name: torch.zeros_like(x) for name, x in after.weights.items()})

@@ -1,0 +1,50 @@
+"""Rules of no paper that are right, and that no law may accuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import memkit
+from memkit.parts.optimizer import LR, MOMENTUM
+from memkit.rule import Gate, Gates, Optimizer, Rule, Slots
+from memkit.testing import LawBroken, check_rule
+
+SLOW = Gate("slow", 0.0, 1.0)
+
+
+def two_speeds(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
+    """Past steps that are forgotten fast, and others that are forgotten slowly."""
+    fast = gates["momentum"] * slots[0] - gates["lr"] * grad
+    slow = gates["slow"] * slots[1] - gates["lr"] * grad
+    return fast + slow, (fast, slow)
+
+
+def two_zeros(weight: Tensor) -> Slots:
+    return torch.zeros_like(weight), torch.zeros_like(weight)
+
+
+TWO_SPEEDS = Optimizer(name="two speeds", step=two_speeds, init=two_zeros, gates=(LR, MOMENTUM, SLOW))
+
+
+def titans(optimizer: Optimizer) -> Rule:
+    return replace(memkit.build("rule", "titans", expansion=2, mini_batch=3), optimizer=optimizer)
+
+
+def test_a_memory_of_past_steps_under_another_name() -> None:
+    check_rule(titans(TWO_SPEEDS), profile="quick")
+
+
+def test_past_steps_that_momentum_does_not_drop_are_still_found() -> None:
+    """With no gate but those that the law knows, what they bring back is told."""
+
+    def kept(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
+        step = 0.5 * slots[0] - gates["lr"] * grad
+        return step, (step,)
+
+    one = replace(TWO_SPEEDS, step=kept, init=lambda weight: (torch.zeros_like(weight),), gates=(LR, MOMENTUM))
+    with pytest.raises(LawBroken, match="clearing gates"):
+        check_rule(titans(one), laws=["clearing gates"])
