@@ -72,16 +72,19 @@ def source(made_by: Callable[..., Any]) -> str:
 
 
 def _retention(rule: Rule) -> str:
-    """The retention, and what bends the weights before they are used."""
+    """The retention, whether it has a gate for each channel, and what bends the weights before they are used."""
+    kept = rule.retention.name + " by channel" * any(gate.per in ("key", "value") for gate in rule.retention.gates)
     if rule.effective is identity:
-        return rule.retention.name
+        return kept
     bent = _name(rule.effective)
-    return bent if rule.retention.name == "none" else f"{rule.retention.name}, {bent}"
+    return bent if rule.retention.name == "none" else f"{kept}, {bent}"
 
 
 def _optimizer(rule: Rule) -> str:
-    """The optimizer, and over how many tokens it gathers gradients."""
+    """The optimizer, how many steps it takes a token, and over how many tokens it gathers gradients."""
     name = "GD" if rule.optimizer.name == "gradient_descent" else rule.optimizer.name
+    if rule.steps > 1:
+        return f"{name}, {rule.steps} steps"
     if rule.window > 1:
         return f"{name}, window {rule.window}"
     return f"{name}, every {rule.update_every}" if rule.update_every > 1 else name
@@ -107,7 +110,7 @@ def print_component(kind: str, name: str, console: Console) -> None:
     """One component: what it is, and its options; `ValueError` for an unknown one."""
     made_by = factory(kind, name)
     console.print(f"[bold]{kind} {escape(name)}[/bold]\n")
-    console.print(escape(_documentation(made_by)), highlight=False)
+    console.print(escape(_flowing(_documentation(made_by))), highlight=False)
     if kind == "rule":
         _print_rule(made_by, name, console)
     parameters = inspect.signature(made_by).parameters.values()
@@ -133,6 +136,11 @@ def _print_rule(made_by: Callable[..., Any], name: str, console: Console) -> Non
         console.print(f"\n{escape(explain(build('rule', name)))}", style="dim", highlight=False)
     except ValueError:
         return
+
+
+def _flowing(text: str) -> str:
+    """Paragraphs without the line breaks of the source, for any width; a line `option: what it is` begins anew."""
+    return re.sub(r"(?<=\S)\n(?![\s-])(?!\w+(?:, \w+)*: )", " ", text)
 
 
 def _documentation(made_by: Callable[..., Any]) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 import memkit
 from ablations import cli
 from ablations.cli import main
-from ablations.listing import print_rules
+from ablations.listing import print_component, print_rules
 from memkit import DivergedError
 
 TINY = ["--option", "dim=16", "--option", "depth=1", "--option", "heads=2"]
@@ -68,6 +68,8 @@ def test_list_shows_the_four_choices_of_every_rule(arguments: list[str], capfd: 
     rows = {line.split("  ")[0].strip(): line.split() for line in table.splitlines()}
     assert rows.keys() >= set(memkit.names("rule"))
     assert rows["mamba2"] == ["mamba2", "matrix", "dot", "decay", "GD", "solve", "2405.21060"]
+    assert "".join(rows["kda"]) == "kdamatrixl2decaybychannelGDsolve2510.26692"
+    assert "".join(rows["delta_product"]) == "delta_productmatrixl2decayGD,2stepssolve2502.10297"
     assert "".join(rows["moneta"]) == "monetax+LN(MLP-2)l3decay,l4GDdual2504.13173"
 
 
@@ -85,6 +87,14 @@ def test_list_of_a_rule_has_its_equations_and_its_form(capfd: pytest.CaptureFixt
     text = capfd.readouterr().out
     assert "l(W; k, v) = || f(k; W) - v ||^2                      (4)" in text
     assert "dual: every mini-batch of 16 tokens runs at once" in text
+
+
+def test_what_a_component_is_flows_into_any_width() -> None:
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    print_component("rule", "atlas", console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = text.partition("degree:")[2].partition("gated:")[0].strip().splitlines()
+    assert all(len(line) > 60 for line in lines[:-1])
 
 
 def test_list_of_a_grid_is_its_file(capfd: pytest.CaptureFixture[str]) -> None:

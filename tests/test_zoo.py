@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,18 @@ import torch
 import memkit
 from memkit.rule import as_given
 
+HERE = Path(__file__).parent
 # No gate, gates with and without defaults, gates per pair and per key channel, several pairs and steps a token.
 NAMES = ("linear_attention", "retnet", "gla", "delta_net", "delta_product", "kda", "rwkv7", "ttt_linear")
+
+
+def test_every_registered_rule_has_a_textbook() -> None:
+    """`test_recurrence` holds Titans to numpy, and the `test_textbook` files the others to plain loops."""
+    books = [*HERE.glob("test_textbook*.py"), HERE / "test_recurrence.py"]
+    text = "\n".join(book.read_text(encoding="utf-8") for book in books)
+    assert [
+        name for name in memkit.names("rule") if f'"rule", "{name}"' not in text and f'build("{name}"' not in text
+    ] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

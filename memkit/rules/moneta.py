@@ -4,7 +4,7 @@
     W_t = A_t / || A_t ||_q^(q-2)                                         (24)
     M(x) = x + LN(gelu(x W_1) W_2), four times as wide inside             (section 5.3)
 
-with (p, q) = (3, 4). W is taken at the ends of mini-batches only, as there (section 5.3, parallel training); t' is
+with (p, q) = (3, 4). W is taken at the ends of mini-batches only, as there (section 5.4, parallel training); t' is
 the last one. Symbols: A = the raw weights, W = the effective ones, alpha = 1 - `decay`, eta = `lr`. The paper's
 gates are per channel; a deep memory takes them per head.
 """
