@@ -225,6 +225,13 @@ def test_one_bad_component_does_not_stop_the_others(capfd: pytest.CaptureFixture
     assert "1 passed, 1 could not be used" in text
 
 
+def test_a_rule_that_leaves_does_not_take_the_check_with_it(capfd: pytest.CaptureFixture[str]) -> None:
+    leaves = HONEST.replace('return -gates["lr"] * grad, ()', "raise SystemExit(3)")
+    text = check(capfd, write(leaves), "--law", "finite", "--law", "inner gradient", code=1)
+    assert broken(text) == {"finite"} and "it raised SystemExit: 3, in line" in joined(text)
+    assert "passed          inner gradient" in text
+
+
 def test_exemptions_are_strict(capfd: pytest.CaptureFixture[str]) -> None:
     kept = HONEST.replace('"own")', '"own", exempt={"shapes": "why not"})')
     text = joined(check(capfd, write(kept), "--law", "shapes", "--law", "finite", code=1))

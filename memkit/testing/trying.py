@@ -22,13 +22,16 @@ from memkit.testing.subjects import Subject
 MOST_DISCARDED = 0.2
 """A law that says nothing about more of its problems than this has not been tried."""
 
+RAISED = (Exception, SystemExit)
+"""What a component may raise; one that wants to leave altogether does not take the check with it."""
+
 
 @dataclass
 class _Tally:
     drawn: int = 0
     discarded: int = 0
     why: str = ""
-    failure: tuple[Any, Exception] | None = field(default=None)
+    failure: tuple[Any, BaseException] | None = field(default=None)
 
 
 def judge(
@@ -64,7 +67,7 @@ def try_example(subject: Subject, law: Law, problem: Any) -> Verdict:
         law(subject.component_for(problem), problem)
     except Discarded as nothing:
         return say(status="failed", discarded=1, example=problem, detail=f"the example says nothing: {nothing}")
-    except Exception as error:
+    except RAISED as error:
         return say(status="failed", example=problem, detail=_objection(error))
     return say(status="passed")
 
@@ -80,7 +83,7 @@ def try_law(subject: Subject, law: Law, profile: Profile, part: int = 0) -> Verd
         except Discarded as nothing:
             tally.discarded += 1
             tally.why = str(nothing)
-        except Exception as error:
+        except RAISED as error:
             tally.failure = (problem, error)
             raise
 
@@ -97,7 +100,7 @@ def try_law(subject: Subject, law: Law, profile: Profile, part: int = 0) -> Verd
     seeded = hypothesis.seed(zlib.crc32(drawn_from.encode()))
     try:
         seeded(settings(hypothesis.given(subject.problems(profile.stream))(attempt)))()
-    except Exception:  # hypothesis raises what `attempt` raised, or says that it could not repeat it
+    except RAISED:  # hypothesis raises what `attempt` raised, or says that it could not repeat it
         if tally.failure is None:
             raise
     return _verdict(law, tally)
@@ -117,6 +120,6 @@ def _verdict(law: Law, tally: _Tally) -> Verdict:
     return say(status="passed")
 
 
-def _objection(error: Exception) -> str:
+def _objection(error: BaseException) -> str:
     """What a law found wrong, or where a component fell over."""
     return str(error) if isinstance(error, LawBroken) else f"it raised {in_words(error)}"
