@@ -72,7 +72,6 @@ def memorize(
     if rounds is not None or tolerance is not None:
         _check_rounds(form, rounds, tolerance)
     how = How(form, block_size, Rounds(rounds, tolerance))
-
     if recompute is None or torch.compiler.is_compiling():
         return _memorize(rule, q, k, v, gates, state, mask, segment_ids, how, None)
     positive("recompute", recompute)
@@ -80,8 +79,8 @@ def memorize(
     plan.choose(rule, form, k.shape[1], stacklevel=3)  # warns of all tokens, not of a group's
 
     def group(given: Tree, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        q, k, v, gates, mask, segment_ids = given
-        return _memorize(rule, q, k, v, gates, state, mask, segment_ids, how, None)
+        q, k, v, gates, *masks = given
+        return _memorize(rule, q, k, v, gates, state, *masks, how, None)
 
     given = (q, k, v, dict(gates), mask, segment_ids)
     return in_groups(group, given, state, recompute) if k.shape[1] else group(given, state)
