@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,75 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_attention import DIM, HEADS, WINDOWS, close, close_states, draw, gradients, mixer, reference
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import memkit
-from memkit.mixers.attention import Attention, AttentionState, FullAttention, SlidingWindowAttention, attend
+from memkit.mixers.attention import FullAttention, SlidingWindowAttention, attend
 from memkit.mixers.rope import Rotary
-from memkit.state import merge_trees, tensors
-
-DIM, HEADS = 12, 2
-WINDOWS = [None, 1, 5, 40]
-
-
-def mixer(window: int | None, seed: int = 0) -> Attention:
-    torch.manual_seed(seed)
-    made = FullAttention(DIM, HEADS) if window is None else SlidingWindowAttention(DIM, HEADS, window)
-    with torch.no_grad():
-        for p in made.parameters():
-            p.mul_(3)  # sharp attention: a wrong mask shows
-    return made.double()
-
-
-def draw(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def reference(m: Attention, x: Tensor, prefix: Tensor | None = None) -> Tensor:
-    """One row of valid tokens x [T, D], one query at a time; positions turn complex pairs of channels."""
-    heads, width = m.heads, m.dim // m.heads
-    prefix = x[:0] if prefix is None else prefix
-
-    def split(tokens: Tensor, weight: Tensor) -> Tensor:
-        return (tokens @ weight.T).reshape(len(tokens), heads, width)
-
-    def rotate(y: Tensor) -> Tensor:
-        half = width // 2
-        turned = []
-        for t in range(len(y)):
-            angle = torch.tensor([t * 10000.0 ** (-i / half) for i in range(half)], dtype=torch.float64)
-            pairs = torch.complex(y[t, :, :half], y[t, :, half:]) * torch.exp(1j * angle)
-            turned.append(torch.cat([pairs.real, pairs.imag], -1))
-        return torch.stack(turned) if turned else y
-
-    to_k, to_v = m.to_kv.weight.chunk(2)
-    q, k, v = rotate(split(x, m.to_q.weight)), rotate(split(x, to_k)), split(x, to_v)
-    prefix_k, prefix_v = split(prefix, to_k), split(prefix, to_v)
-    outputs = []
-    for t in range(len(x)):
-        start = 0 if m.window is None else max(0, t + 1 - m.window)
-        keys, values = torch.cat([prefix_k, k[start : t + 1]]), torch.cat([prefix_v, v[start : t + 1]])
-        weights = torch.exp((q[t] * keys).sum(-1) / math.sqrt(width))  # [slots, H]
-        outputs.append(((weights[..., None] * values).sum(0) / weights.sum(0)[:, None]).flatten())
-    return torch.stack(outputs) @ m.to_out.weight.T if outputs else x
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
-    assert a.shape == b.shape
-    if a.numel():
-        worst = (a - b).abs().max().item()
-        assert worst <= tolerance * (1 + b.abs().max().item()), worst
-
-
-def close_states(a: AttentionState, b: AttentionState) -> None:
-    for x, y in zip(tensors(a), tensors(b), strict=True):
-        close(x.double(), y.double())
-
-
-def gradients(y: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    weight = draw(*y.shape, seed=9)
-    return torch.autograd.grad((y * weight).sum(), inputs)
 
 
 @pytest.mark.parametrize("tokens", [1, 6, 90])
@@ -229,60 +166,6 @@ def test_rotation_is_exact_at_any_position_and_in_any_dtype():
     close(half(x, torch.tensor([[3, 1000]])), rotary(x, torch.tensor([[3, 1000]])), 1e-15)
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("tokens", [0, 1, 70])
-def test_state_bytes_is_what_a_row_holds(window, tokens):
-    for dtype in (torch.float64, torch.bfloat16):
-        m = mixer(window).to(dtype)
-        _, state = m(draw(1, tokens, DIM).to(dtype), m.init_state(1))
-        assert state.bytes == m.state_bytes(tokens)
-
-
-def test_a_window_keeps_nothing_else_alive():
-    """The cache is no view into the keys of a long call."""
-    m = mixer(5)
-    for mask in (None, torch.ones(1, 500, dtype=torch.bool)):
-        _, state = m(draw(1, 500, DIM), mask=mask)
-        assert sum(x.untyped_storage().nbytes() for x in tensors(state)) == m.state_bytes(500)
-
-
-@pytest.mark.parametrize("window", WINDOWS)
-def test_position_tells_which_slots_are_empty(window):
-    m = mixer(window)
-    mask = torch.tensor([[True, False, True], [False, False, True], [True, True, True]])
-    _, state = m(draw(3, 3, DIM), mask=mask)
-    slots = 3 if window is None else window - 1
-    for row, count in zip(state.position.tolist(), (2, 1, 3), strict=True):
-        assert row == ([-1] * slots + list(range(count)))[count:][:slots]
-
-
-def test_caches_of_different_lengths_merge():
-    m = mixer(None)
-    x, rows = draw(3, 20, DIM), torch.tensor([True, False, True])
-    _, long = m(x[:, :15])
-    _, short = m(x[:, :6])
-    for here, there, lengths in ((long, short, (6, 15, 6)), (short, long, (15, 6, 15))):
-        for merged in (here.merge(rows, there), merge_trees(rows, (here,), (there,))[0]):
-            y, _ = m(x[:, 15:], merged)
-            want = [reference(m, torch.cat([x[b, :n], x[b, 15:]]))[n:] for b, n in enumerate(lengths)]
-            close(y, torch.stack(want))
-
-
-def test_reset_and_select_and_value_semantics():
-    m = mixer(5)
-    x = draw(2, 20, DIM)
-    _, state = m(x[:, :9], m.init_state(2, prefix=draw(2, DIM)))
-    before = [t.clone() for t in tensors(state)]
-    y, _ = m(x[:, 9:], state)
-    again, _ = m(x[:, 9:], state)
-    assert torch.equal(y, again) and all(map(torch.equal, before, tensors(state)))
-    fresh, _ = m(x[:, 9:], m.reset(state, torch.tensor([False, True])))
-    close(fresh[0], y[0])
-    close(fresh[1], m(x[1:, 9:], m.init_state(1, prefix=draw(2, DIM)))[0][0])
-    swapped, _ = m(x[[1, 0], 9:], state.select([1, 0]))
-    close(swapped, y[[1, 0]])
-
-
 class Largest(TorchDispatchMode):
     """Sees every operation: the largest tensor, the queries that attention got, and looks at the device."""
 
@@ -316,16 +199,6 @@ def test_a_window_costs_tokens_times_window(masked):
         seen.queries.clear()
         m(torch.randn(1, 1, 8), state)
         assert seen.queries == [1]  # a single token is not padded to a block
-
-
-def test_inference_state_serves_training():
-    m = mixer(5)
-    x = draw(1, 12, DIM)
-    with torch.inference_mode():
-        _, state = m(x[:, :6], m.init_state(1, prefix=x[0, :2]))
-    y, _ = m(x[:, 6:], state)
-    assert all(g.isfinite().all() for g in gradients(y, list(m.parameters())))
-    close(y, m(x[:, 6:], m(x[:, :6], m.init_state(1, prefix=x[0, :2]))[1])[0])
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -378,12 +251,3 @@ def test_built_by_name():
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
         SlidingWindowAttention(**{"dim": DIM, "heads": HEADS, **options})
-
-
-def test_bad_prefixes():
-    m = mixer(5)
-    for shape in ((DIM,), (3, 3, DIM), (3, DIM + 1), (1, 1, 3, DIM)):
-        with pytest.raises(ValueError, match=r"prefix must be \[P, D\] or \[B, P, D\]"):
-            m.init_state(2, prefix=torch.zeros(shape, dtype=torch.float64))
-    with pytest.raises(ValueError, match="prefixes of 0 and 3 tokens"):
-        m.init_state(2).merge(torch.tensor([True, False]), m.init_state(2, prefix=draw(3, DIM)))

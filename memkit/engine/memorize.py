@@ -79,8 +79,8 @@ def memorize(
     plan.choose(rule, form, k.shape[1], stacklevel=3)  # warns of all tokens, not of a group's
 
     def group(given: Tree, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        q, k, v, gates, *masks = given
-        return _memorize(rule, q, k, v, gates, state, *masks, how, None)
+        q, k, v, gates, mask, segment_ids = given
+        return _memorize(rule, q, k, v, gates, state, mask, segment_ids, how, None)
 
     given = (q, k, v, dict(gates), mask, segment_ids)
     return in_groups(group, given, state, recompute) if k.shape[1] else group(given, state)
