@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -214,8 +214,8 @@ def train(
     - `memkit train -a lmm --option dim=64 --option rule.depth=1 -t recall --train-option lr=1e-3`
     """
     import_files(imports or [])
-    settings = assignments(train_option or []) | {"seed": seed} | ({} if steps is None else {"steps": steps})
-    source = {"name": task, **assignments(task_option or [])} | ({} if text is None else {"path": str(text)})
+    settings = _with(assignments(train_option or []), "--train-option", seed=seed, steps=steps)
+    source = {"name": task, **_with(assignments(task_option or []), "--task-option", path=text and str(text))}
     model = changed({"name": architecture}, assignments(option or []))
     folder = folder or Path("runs") / f"{architecture}-{task}"
     found = train_one(model, source, settings, folder, _err(), imports or [])
@@ -263,6 +263,15 @@ def bench(
     paths = found.write(folder or Path("runs") / "bench", name)
     print_benchmark(found, _out())
     _tell(f"Saved: {paths[0]}, {paths[1]}")
+
+
+def _with(options: dict[str, Any], given_by: str, **own: Any) -> dict[str, Any]:
+    """Options, and those that have a flag of their own (None: not used); `ValueError` for one that is said twice."""
+    used = {key: value for key, value in own.items() if value is not None}
+    for key in used.keys() & options.keys():
+        flag = "--text" if key == "path" else f"--{key}"
+        raise ValueError(f"{given_by} {key}={options[key]} has a flag of its own, which says {used[key]}. Use {flag}.")
+    return options | used
 
 
 def _words(error: Exception) -> str:

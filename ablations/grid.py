@@ -171,12 +171,12 @@ def check(grid: Grid, where: str) -> None:
             return function()
         except ValueError as error:
             if str(error) not in inherited:  # every variant has the baseline's faults
-                faults.append(f"{where}, {place}: {error}")
+                faults.append(f"{where}, {place}: {error}" if place else f"{where}, {error}")
             if place == BASELINE:
                 inherited.add(str(error))
 
     task = attempt("task", lambda: grid.task_config.build())
-    attempt("train", grid.settings)
+    attempt("", grid.settings)  # whose errors name their place
     vocab_size = 2 if task is None else task.vocab_size
     for name, changes in {BASELINE: {}, **grid.variants}.items():
         place = f"variant {name!r}" if name in grid.variants else BASELINE
@@ -190,6 +190,8 @@ def check(grid: Grid, where: str) -> None:
 
 def build_empty(architecture: Mapping[str, Any], vocab_size: int) -> torch.nn.Module:
     """Build an architecture without memory for its weights, which finds every wrong name, option and size."""
+    if "vocab_size" in architecture:
+        raise ValueError("vocab_size follows from the task. Leave it out of the architecture.")
     with torch.device("meta"):
         return build("architecture", architecture, vocab_size=vocab_size)
 

@@ -113,6 +113,16 @@ def test_list_of_a_grid_is_its_file(capfd: pytest.CaptureFixture[str]) -> None:
         (["train", "--option", "dmi=8"], "no option 'dmi'. Did you mean 'dim'?"),
         (["train", "--option", "dim"], "an option is key=value"),
         (["train", "--train-option", "step=8"], "train has no key 'step'. Did you mean 'steps'?"),
+        (
+            ["train", "--train-option", "seed=3"],
+            "seed=3 has a flag of its own, which says 0. Use --seed.",
+        ),
+        (["train", "--train-option", "steps=3", "--steps", "4"], "steps=3 has a flag of its own, which says 4"),
+        (
+            ["train", "--task-option", "path=a", "--text", "b"],
+            "path=a has a flag of its own, which says b. Use",
+        ),
+        (["train", "--option", "vocab_size=3"], "vocab_size follows from the task. Leave it out"),
         (["train", "--text", "missing.txt"], "there is no file or folder 'missing.txt'"),
         (["report", "."], "holds no grid's results"),
         (["generate", "."], "holds no trained model"),
