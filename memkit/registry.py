@@ -85,7 +85,10 @@ def kinds() -> list[str]:
 
 
 def names(kind: str) -> list[str]:
-    """Return the sorted names of all components of a kind, those of upper storeys and third parties included."""
+    """Return the sorted names of all components of a kind, those of upper storeys and third parties included.
+
+    Raises `ValueError`, which names the nearest, for an unknown kind.
+    """
     discover()
     if kind not in _factories:
         raise ValueError(f"unknown kind {kind!r}. {nearest(kind, _factories)}")
