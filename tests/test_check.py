@@ -112,7 +112,12 @@ def test_a_false_claim_to_be_linear_is_found_and_shown_again(capfd: pytest.Captu
             ["the step of optimizer 'own' gives a Tensor, and must give (step, slots)."],
         ),
         (("return -", "return "), "descent", ["d loss / d lr", "the sign"]),
-        (("grad, ()", 'grad * gates["gain"], ()'), "shapes", ["KeyError: 'gain'", 'own.py: `return -gates["lr"] *']),
+        (
+            ("grad, ()", 'grad * gates["gain"], ()'),
+            "shapes",
+            ["a part reads the gate 'gain', which it does not declare. Here there are ['lr', 'decay']."],
+        ),
+        (("grad, ()", 'grad * gates["gain"], ()'), "finite", ["KeyError: 'gain'", 'own.py: `return -gates["lr"] *']),
     ],
 )
 def test_a_faulty_rule_is_told_in_words_and_other_laws_go_on(

@@ -37,6 +37,13 @@ def shapes(rule: Rule, problem: RuleProblem) -> None:
         _hold_to_shapes(rule, replace(problem, key_dim=oblong[0][0], value_dim=oblong[0][1]))
 
 
+class _Declared(dict[str, Tensor]):
+    """Gates that say what is wrong with asking for another one."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise Mismatch(f"a part reads the gate {name!r}, which it does not declare. Here there are {list(self)}.")
+
+
 def _hold_to_shapes(rule: Rule, problem: RuleProblem) -> None:
     tokens = problem.tokens_for(rule)
     prepared = rule.prepare(tokens)
@@ -56,9 +63,9 @@ def _hold_to_shapes(rule: Rule, problem: RuleProblem) -> None:
     odd = [name for name, count in uses.items() if count != 1]
     if odd:
         raise Mismatch(f"the memory uses its weight {odd[0]!r} {uses[odd[0]]} times, and must use each exactly once.")
-    loss = rule.objective.loss(prediction, target, {n: g[:, :, 0] for n, g in gates.items()})
+    loss = rule.objective.loss(prediction, target, _Declared({n: g[:, :, 0] for n, g in gates.items()}))
     _is(f"the loss of objective {rule.objective.name!r}", loss, target.shape[:-1], "one number a token")
-    here = at_one_weight(rule, gates)
+    here = _Declared(at_one_weight(rule, gates))
     for weight in weights.values():
         _update(rule, weight, here)
 
