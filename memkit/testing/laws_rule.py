@@ -29,7 +29,7 @@ RULE_LAWS: dict[str, Law] = table(
         Law(
             "shapes",
             rule_parts.shapes,
-            hint="sums over the last axis, tensors that broadcast where they should not, and the `gates` that a part lists.",
+            hint="sums over the last axis, tensors that broadcast where they should not, and gates that no part lists.",
         ),
         Law(
             "finite", rule_parts.finite, hint="divisions, roots, powers and logarithms at 0: add a small number inside."
