@@ -22,6 +22,13 @@ def test_calls_take_turns_and_the_first_round_does_not_count() -> None:
     assert [len(times.seconds) for times in found.values()] == [2, 2]
 
 
+def test_a_call_may_be_made_again_and_timed_then() -> None:
+    heard: list[str] = []
+    found = take_turns({"a": lambda: heard.append("A"), "b": lambda: heard.append("B")}, 2, again=True)
+    assert heard == ["A", "B", *["A", "A", "B", "B"] * 2]
+    assert [len(times.seconds) for times in found.values()] == [2, 2]
+
+
 def test_ratios_are_taken_round_by_round() -> None:
     slow, fast = Times((2.0, 9.0, 4.0)), Times((1.0, 3.0, 1.0))
     assert slow.relative_to(fast) == Spread(2.0, 3.0, 4.0)

@@ -34,7 +34,7 @@ def rules(tell: Tell) -> Benchmark:
             tell(name, done, total)
             done += 1
 
-        taken = take_turns({name: call(rule, backward) for name, rule in known.items()}, ROUNDS, count)
+        taken = take_turns({name: call(rule, backward) for name, rule in known.items()}, ROUNDS, count, again=True)
         times[backward] = {name: taken[name].each(tokens_of(rule)) for name, rule in known.items()}
     rows, data = [], {}
     for name, rule in known.items():
@@ -54,7 +54,7 @@ def rules(tell: Tell) -> Benchmark:
     columns = ("rule", "form", "forward", "forward + backward", "tokens/s", "tokens/s, both", "state, KiB")
     notes = (
         f"Time a token in multiples of `titans` with a matrix a head and mini-batches of 16 (median, least and largest "
-        f"of {ROUNDS} rounds in which all rules take turns); T = {TOKENS}, or {FEW_TOKENS} where the state is above "
+        f"of {ROUNDS} rounds in which all rules take turns, the second of two calls each); T = {TOKENS}, or {FEW_TOKENS} where the state is above "
         f"{LARGE_STATE // 2**20} MiB or the form is expand; {HEADS} heads of {WIDTH}, one row, float32, "
         f"{torch.get_num_threads()} thread(s) of {os.cpu_count()} cores, torch {torch.__version__}. "
         "Rules as they are built by name; state of one row."

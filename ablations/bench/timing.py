@@ -46,13 +46,23 @@ class Spread:
 
 
 def take_turns(
-    calls: Mapping[str, Callable[[], object]], rounds: int, tell: Callable[[str], None] = lambda name: None
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    tell: Callable[[str], None] = lambda name: None,
+    *,
+    again: bool = False,
 ) -> dict[str, Times]:
-    """Time every call once a round, in turn, after one round that does not count; `tell` hears each call's name."""
+    """Time every call once a round, in turn, after one round that does not count; `tell` hears each call's name.
+
+    again: make each call twice in its turn and time the second, so that no call pays for the memory that the one
+    before it gave back, as none does where the same step is taken again and again.
+    """
     found: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
             tell(name)
+            if again and turn:
+                call()
             start = time.perf_counter()
             call()
             if turn:
