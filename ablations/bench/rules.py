@@ -54,7 +54,8 @@ def rules(tell: Tell) -> Benchmark:
     columns = ("rule", "form", "forward", "forward + backward", "tokens/s", "tokens/s, both", "state, KiB")
     notes = (
         f"Time a token in multiples of `titans` with a matrix a head and mini-batches of 16 (median, least and largest "
-        f"of {ROUNDS} rounds in which all rules take turns, the second of two calls each); T = {TOKENS}, or {FEW_TOKENS} where the state is above "
+        f"of {ROUNDS} rounds in which all rules take turns, the second of two calls "
+        f"each); T = {TOKENS}, or {FEW_TOKENS} where the state is above "
         f"{LARGE_STATE // 2**20} MiB or the form is expand; {HEADS} heads of {WIDTH}, one row, float32, "
         f"{torch.get_num_threads()} thread(s) of {os.cpu_count()} cores, torch {torch.__version__}. "
         "Rules as they are built by name; state of one row."

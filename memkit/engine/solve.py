@@ -21,7 +21,7 @@ from torch import Tensor
 
 from memkit.engine import channels, coefficients
 from memkit.engine.block import before, heard, kept, met, read, stacked, unstacked, written
-from memkit.engine.channels import AnyCoefficients
+from memkit.engine.channels import AnyCoefficients, AnyEffect
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.memory_state import Rows, cut
 from memkit.engine.scan import Watch
@@ -42,6 +42,7 @@ def solve(
     outputs = [tokens.v[:, :0]]
     length = tokens.k.shape[1]
     size = min(block_size, max(length, 1))
+    size = max(size - size % rule.steps, 1)  # whole tokens, where each takes several steps
     lengths = [length // size * size, length % size]
     for part, some in zip(cut(tokens, lengths), steps.cut(lengths), strict=True):
         if part.k.shape[1]:
@@ -90,10 +91,24 @@ def _blocks(
         carry = torch.baddbmm(kept(keep, carry), write, found[-1])
     z, r = (torch.stack(x, 1).flatten(0, 1) for x in (past, found))
     seen = own.weight if rule.read == "after" else before(own.weight)
-    y = rule.memory.forward(lambda name, x: read(seen, x, z, here.k, r), here.q, {})
+    q, seen, each = _asked(rule, here.q, seen)
+    y = rule.memory.forward(lambda name, x: read(seen, x, z, here.k, r), q, {})
+    if each > 1:
+        y = y.repeat_interleave(each, 1)
     if watch is not None:
         watch.append(_met(rule, here, own, z, r, (rows, count)))
     return y.unflatten(0, (rows, count)).flatten(1, 2), carry
+
+
+def _asked(rule: Rule, q: Tensor, seen: AnyEffect) -> tuple[Tensor, AnyEffect, int]:
+    """The queries that are asked, what they see, and how many steps each answer is for.
+
+    A token of several steps asks once, before its first or after its last.
+    """
+    if rule.steps == 1 or q.shape[1] % rule.steps or not isinstance(seen, Effect):
+        return q, seen, 1
+    when = slice(0 if rule.read == "before" else rule.steps - 1, None, rule.steps)
+    return q[:, when], Effect(seen.carry[:, when], seen.write[:, when]), rule.steps
 
 
 def _errors(rule: Rule, here: Tokens, own: AnyCoefficients) -> _Errors:
