@@ -31,7 +31,7 @@ def single_precision(rule: Rule, problem: RuleProblem) -> None:
     """In float32 a long stream stays within 1e-5 of max |y| of float64, at its end as at its start.
 
     The stream is contractive for most rules: small steps towards one linear map, momentum up to 1/2, decay up
-    to 1/20. Where a rule is chaotic even so, 10 times what rounding each call's inputs can cause is allowed.
+    to 1/20. Where a rule is chaotic even so, 10 times what rounding its inputs and its state can cause is allowed.
     """
     rough = map_tensors(_float, problem.fresh_state(rule))
     exact = map_tensors(_double, rough)
@@ -41,8 +41,11 @@ def single_precision(rule: Rule, problem: RuleProblem) -> None:
         y_rough, rough = problem.engine.memorize(rule, *tokens, rough)
         tokens = map_tensors(_double, tokens)
         y, exact = problem.engine.memorize(rule, *tokens, exact)
-        # A float32 state is rounded again and again, so it is moved again and again.
-        runs = [(problem.engine.memorize(rule, *_moved(tokens, g), _moved(state, g)), g) for state, g in moved]
+        # A float32 state is rounded at every token; up or down at random, that adds up to sqrt(CALL) roundings.
+        runs = [
+            (problem.engine.memorize(rule, *_moved(tokens, g), _moved(state, g, math.sqrt(CALL))), g)
+            for state, g in moved
+        ]
         moved = [(state, g) for (_, state), g in runs]
         largest = max(largest, float(y.abs().max()))
         caused = max(float((other - y).abs().max()) for (other, _), _ in runs)
@@ -93,12 +96,13 @@ def _double(x: Tensor) -> Tensor:
     return x.double() if x.is_floating_point() else x
 
 
-def _moved(tree: Tree, generator: torch.Generator) -> Tree:
-    """Every number moved by half a unit in its last float32 place."""
+def _moved(tree: Tree, generator: torch.Generator, times: float = 1.0) -> Tree:
+    """Every number moved by half a unit in its last float32 place, or several `times` as far."""
+    by = times * HALF_UNIT
 
     def move(x: Tensor) -> Tensor:
         up = torch.rand(x.shape, generator=generator) < 0.5
-        return x * torch.where(up, 1 + HALF_UNIT, 1 - HALF_UNIT).to(x.dtype) if x.is_floating_point() else x
+        return x * torch.where(up, 1 + by, 1 - by).to(x.dtype) if x.is_floating_point() else x
 
     return map_tensors(move, tree)
 
