@@ -11,6 +11,7 @@ import torch
 
 import memkit
 from memkit.mixers.specs import mixer_config
+from memkit.registry import exemptions
 from memkit.parts.optimizer import momentum
 from memkit.parts.retention import decay
 from memkit.rule import Rule, at_decayed, at_lookahead
@@ -93,9 +94,7 @@ def architecture(name: str) -> Callable[[], Any]:
     return partial(memkit.build, "architecture", name, **options)
 
 
-EXEMPT = {
-    "moneta": {"rounding": "its weights are divided by the square of a norm that decay makes small: nothing bounds it"},
-}
+EXEMPT = {name: found for name in memkit.names("rule") if (found := exemptions("rule", name))}
 
 
 @parametrize_with_laws(RULES, exempt=EXEMPT)
