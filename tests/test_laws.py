@@ -11,9 +11,9 @@ import torch
 
 import memkit
 from memkit.mixers.specs import mixer_config
-from memkit.registry import exemptions
 from memkit.parts.optimizer import momentum
 from memkit.parts.retention import decay
+from memkit.registry import exemptions
 from memkit.rule import Rule, at_decayed, at_lookahead
 from memkit.testing import parametrize_with_laws
 

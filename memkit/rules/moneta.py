@@ -19,7 +19,6 @@ from memkit.parts.retention import decay
 from memkit.registry import register
 from memkit.rule import Rule
 
-
 UNBOUNDED = "its weights are divided by the square of a norm that decay makes small: nothing bounds it"
 
 
