@@ -100,7 +100,7 @@ def factory(kind: str, name: str) -> Callable[..., Any]:
     if name not in _factories.get(kind, {}):
         known = names(kind)  # discovers, and complains about an unknown kind
         if name not in known:
-            raise ValueError(f"unknown {kind} {name!r}. {nearest(name, known)}")
+            raise ValueError(f"unknown {kind} {name!r}. {_elsewhere(kind, name)}{nearest(name, known)}")
     return _factories[kind][name]
 
 
@@ -178,6 +178,14 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     listed = f"Known: {', '.join(known)}." if known else "There are none."
     return f"Did you mean {close[0]!r}? {listed}" if close else listed
+
+
+def _elsewhere(kind: str, name: str) -> str:
+    """Say that a name is one of another kind, and which mixer runs a rule; nothing when it is a name of none."""
+    others = [other for other in kinds() if name in _factories[other]]
+    if kind == "mixer" and "rule" in others:
+        return f"There is a rule {name!r}: write {{'name': 'neural_memory', 'rule': {name!r}}}. "
+    return f"{name!r} is of the kind {' and of the kind '.join(others)}. " if others else ""
 
 
 def _check_options(kind: str, name: str, made_by: Callable[..., Any], options: Mapping[str, Any]) -> None:

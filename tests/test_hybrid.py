@@ -44,6 +44,7 @@ def test_a_hybrid_is_data() -> None:
     [
         ({"pattern": []}, "needs a pattern of at least one mixer"),
         ({"pattern": ["meen"]}, "unknown mixer 'meen'. Did you mean 'mean'"),
+        ({"pattern": ["kda"]}, "unknown mixer 'kda'. There is a rule 'kda': .*'name': 'neural_memory', 'rule': 'kda'"),
         ({"pattern": ["mean", {"name": "headless", "heads": 2}]}, "mixer 'headless' has no option 'heads'"),
         ({"pattern": [{"name": "mean", "gane": 1.0}]}, "mixer 'mean' has no option 'gane'"),
         ({"pattern": [{"name": "mean", "dim": 8}]}, r"got \['dim'\] twice"),
