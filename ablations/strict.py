@@ -47,7 +47,16 @@ def load_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise ValueError(f"{where} is not valid YAML: {_fault(error)}.") from None
+
+
+def _fault(error: yaml.YAMLError) -> str:
+    """What is wrong and in which line, in one line and without a picture of the place."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    told = ((error.context, error.context_mark), (error.problem, error.problem_mark))
+    places = [(what, f" (line {mark.line + 1}, column {mark.column + 1})" if mark else "") for what, mark in told]
+    return ": ".join(f"{what}{place}" for what, place in places if what)
 
 
 def parse(model: type[Model], data: Any, where: str) -> Model:
