@@ -237,13 +237,12 @@ class LanguageModel(nn.Module):
         if ids.dim() != 2 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise ValueError(f"ids must be integers [B, T]; got {ids.dtype} {tuple(ids.shape)}.")
         check_masks(mask, segment_ids, *ids.shape)
-        if state is not None and (not isinstance(state, ModelState) or len(state.layers) != self.depth):
-            layers = len(state.layers) if isinstance(state, ModelState) else f"no ({type(state).__name__})"
-            raise ValueError(
-                f"the state has {layers} layers and the model {self.depth}. "
-                "Use a state that this model returned, or its init_state(batch)."
-            )
         if state is not None:
+            use = "Use a state that this model returned, or its init_state(batch)."
+            if not isinstance(state, ModelState):
+                raise ValueError(f"a model goes on from a ModelState; got {type(state).__name__}. {use}")
+            if len(state.layers) != self.depth:
+                raise ValueError(f"the state has {len(state.layers)} layers and the model {self.depth}. {use}")
             for mixer, layer in zip(self.mixers, state.layers, strict=True):
                 mixer.check_state(layer, ids.shape[0])
         # Elsewhere than on the CPU a look at the ids would wait for the device, at every token of a decoder.
