@@ -185,7 +185,7 @@ def test_a_law_that_falls_over_says_what_was_raised_and_gives_no_hint(capfd: pyt
             "import nothing_of_the_kind\n",
             "ModuleNotFoundError: No module named 'nothing_of_the_kind', in line 1 of own.py",
         ),
-        ("x = 1\n", "own.py registers no rule or mixer or architecture. Decorate a function that makes one: @register"),
+        ("x = 1\n", "own.py registers no rule, mixer or architecture. Decorate a function that makes one: @memkit."),
         (
             HONEST.replace('@register("rule", "own")', "") + "\nkept = own()\n",
             "It holds the Rule 'kept', but not under a name.",

@@ -97,7 +97,7 @@ def find_targets(what: str, kind: str | None = None, options: Mapping[str, Any] 
     found = [Target(k, what, options) for k in wanted if what in names(k)]
     if not found:
         known = {name for k in wanted for name in names(k)}
-        raise ValueError(f"there is no {' or '.join(wanted)} {what!r}, and no such file. {nearest(what, known)}")
+        raise ValueError(f"there is no {_either(wanted)} {what!r}, and no such file. {nearest(what, known)}")
     return found
 
 
@@ -139,11 +139,13 @@ def joined(verdicts: Iterable[Verdict]) -> Verdict:
     )
 
 
-def _nothing_in(path: Path, wanted: Iterable[str]) -> str:
+def _either(kinds: Sequence[str]) -> str:
+    """Names as one lists them: `rule, mixer or architecture`."""
+    return " or ".join(part for part in (", ".join(kinds[:-1]), kinds[-1]) if part)
+
+
+def _nothing_in(path: Path, wanted: Sequence[str]) -> str:
     loose = [name for name, value in vars(module_of(path)).items() if isinstance(value, Rule)]
-    what = f"{path.name} registers no {' or '.join(wanted)}."
+    what = f"{path.name} registers no {_either(wanted)}."
     hint = f" It holds the Rule {loose[0]!r}, but not under a name." if loose else ""
-    return (
-        f'{what}{hint} Decorate a function that makes one: @register("rule", "{path.stem}"), with register from '
-        "memkit.registry."
-    )
+    return f'{what}{hint} Decorate a function that makes one: @memkit.register("rule", "{path.stem}").'
