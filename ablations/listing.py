@@ -97,7 +97,7 @@ def _name(part: object) -> str:
 
 def print_kind(kind: str, console: Console) -> None:
     """Every name of a kind with the first line of its docstring; `ValueError` for an unknown kind."""
-    table = Table(kind, "", header_style="bold")
+    table = Table(kind, "what it is", header_style="bold")
     for name in names(kind):
         table.add_row(f"[bold]{escape(name)}[/bold]", escape(_documentation(factory(kind, name)).partition("\n")[0]))
     console.print(table)
