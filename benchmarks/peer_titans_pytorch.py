@@ -63,7 +63,7 @@ def theirs(options: argparse.Namespace) -> Any:
     if found != PEER_VERSION:
         raise ImportError(
             f"{PEER} {PEER_VERSION} is needed, and in {sys.executable} it is {found}. Install it with "
-            "`pip install 'memkit[bench]'`, or name an interpreter that has it with --peer-python."
+            "`pip install -e '.[bench]'`, or name an interpreter that has it with --peer-python."
         )
     from titans_pytorch import NeuralMemory  # pyright: ignore[reportMissingImports]
 
