@@ -74,6 +74,8 @@ def test_the_table(results: dict[str, Any]) -> None:
     assert [line.baseline for line in table.lines] == [True, False, False]
     assert table.yardstick == ["unigram entropy", "4.600", "+2.000", *["–"] * 7]
     assert headline(results) == "Best of 3: mac, 2.400 ± 0.035 bits per byte (unigram entropy: 4.600)."
+    results["yardstick"]["value"] = 2.3
+    assert headline(results).endswith("(unigram entropy: 2.300). No variant does better.")
 
 
 def test_best_follows_the_metric(results: dict[str, Any]) -> None:

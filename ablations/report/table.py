@@ -107,16 +107,18 @@ def score(row: Summary) -> str:
 
 
 def headline(results: dict[str, Any]) -> str:
-    """The result in one sentence."""
+    """The result in a sentence, and in another that no variant beats the yardstick, where none does."""
     rows = summaries(results)
     leader = best(results, rows)
     if leader is None or leader.mean is None:
         return "No run has finished yet."
     yardstick = results["yardstick"]
+    lower = results["metric"]["direction"] == "lower"
+    beaten = leader.mean < yardstick["value"] if lower else leader.mean > yardstick["value"]
     return (
         f"Best of {len(rows)}: {leader.name}, {score(leader)} {results['metric']['unit']} "
         f"({yardstick['label']}: {yardstick['value']:.3f})."
-    )
+    ) + ("" if beaten else " No variant does better.")
 
 
 def troubles(results: dict[str, Any]) -> list[str]:
@@ -137,7 +139,7 @@ def footnote(results: dict[str, Any]) -> str:
     )
     if results["metric"].get("solved") is not None:
         text += (
-            f" Solved at step: of the first evaluation at which {results['metric']['name']} was "
+            f" Solved at step: the step of the first evaluation at which {results['metric']['name']} was "
             f"{results['metric']['solved']:g} or better, one a seed."
         )
     if results["report"]["published"]:
