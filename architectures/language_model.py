@@ -152,6 +152,9 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, ModelState]:
         """Return logits `[B, T, vocab]`, 0 at masked tokens, and the next state.
 
+        mask `[B, T]` bool: False marks a token that never was. segment_ids `[B, T]` >= 0: a change, also from one
+        call to the next, starts a new document. write=False reads the memories and does not write to them.
+
         Raises `ValueError` for ids that are not `[B, T]` integers of the vocabulary, and for a mask,
         segment_ids or a state that do not fit them.
         """
