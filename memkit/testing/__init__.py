@@ -18,7 +18,7 @@ try:
     import pytest  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "memkit.testing needs hypothesis and pytest. Install them with: pip install 'memkit[testing]'"
+        "memkit.testing needs hypothesis and pytest. Install them with: pip install -e '.[testing]'"
     ) from error
 
 from memkit.testing.check import check_mixer, check_model, check_rule, parametrize_with_laws

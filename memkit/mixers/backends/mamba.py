@@ -44,7 +44,7 @@ def ssd(
     if reason is not None:
         raise ValueError(
             f"mamba-ssm is not available here: {reason}. It needs a CUDA device and "
-            "`pip install memkit[mamba]`; the mixer's torch form runs everywhere."
+            "`pip install -e '.[mamba]'`; the mixer's torch form runs everywhere."
         )
     return _library().mamba_chunk_scan_combined(
         x, dt, A, B, C, chunk_size, D=D, initial_states=initial_states, return_final_states=True

@@ -69,5 +69,5 @@ BACKEND = Backend(
     functools.partial(run_banded, KERNEL),
     _probe,
     needs=(on_cuda, in_half_precision, cache_known_to_host, head_dim_in_eights),
-    remedy="a CUDA device and `pip install memkit[xformers]`",
+    remedy="a CUDA device and `pip install -e '.[xformers]'`",
 )
