@@ -154,7 +154,6 @@ def band(rule: Rule, sources: Window, writes: int) -> Tensor:
 
 def spread(own: Coefficients, used: Tensor) -> Coefficients:
     """Coefficients of sources instead of writes, from how much writes use them."""
-    used = used if own.last_write.dim() == 3 else used[:, None]  # the same for every key channel
     weight = own.weight._replace(write=own.weight.write @ used)
     return own._replace(weight=weight, last_write=used.mT @ own.last_write)
 

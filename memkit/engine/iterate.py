@@ -64,7 +64,7 @@ def iterate(
             tape = record(rule, here.k, here.v, here.gates, anchor, rows.constants, surprise=watch is not None)
         else:
             seen = _at_points(own, rule.mini_batch)
-            tape = settle(rule, here, seen, carry, rows, rounds)
+            tape = settle(rule, here, seen, carry, rows, rounds, surprise=watch is not None)
             if tape is None:
                 queue.extendleft(reversed(_halves(rule, piece, there)))
                 continue

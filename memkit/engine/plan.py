@@ -89,7 +89,7 @@ def _not_expandable(rule: Rule) -> list[str]:
     found = _not_linear(replace(rule, optimizer=replace(rule.optimizer, direction=None)))
     if rule.effective is not identity:
         found.append("its effective weights are not linear in the raw ones")
-    channels = [gate.name for gate in rule.weight_gates if gate.per == "key"]
+    channels = _channels(rule, "key")
     if channels:
         found.append(f"its gates {channels} are per key channel")
     return found

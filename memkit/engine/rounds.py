@@ -49,19 +49,21 @@ class Given(NamedTuple):
     constants: Weights
 
 
-def settle(rule: Rule, here: Tokens, seen: Effect, carry: Weights, rows: Rows, rounds: Rounds) -> Tape | None:
-    """The block's tape, surprise included; None where its rounds come no closer, or overflow."""
+def settle(
+    rule: Rule, here: Tokens, seen: Effect, carry: Weights, rows: Rows, rounds: Rounds, *, surprise: bool
+) -> Tape | None:
+    """The block's tape, with gradient norms if `surprise` asks; None where rounds come no closer, or overflow."""
     given = Given(here._replace(q=here.q[..., :0]), seen, carry, rows.constants)
     graph = graph_wanted(given)
     if rounds.most is not None:
         tape = None
         for _ in range(rounds.most + 1):
-            tape = _round(rule, given, tape, graph=graph)
+            tape = _round(rule, given, tape, graph=graph, surprise=surprise)
         return tape
     points = -(-here.k.shape[1] // rule.mini_batch)
     tolerance = 64 * torch.finfo(here.k.dtype).eps if rounds.tolerance is None else rounds.tolerance
     with torch.no_grad():
-        tape = _settled(rule, map_tensors(Tensor.detach, given), points - 1, tolerance)
+        tape = _settled(rule, map_tensors(Tensor.detach, given), points - 1, tolerance, surprise=surprise)
     if tape is None or not graph:
         return tape
     once = _Once(rule, given, tuple(tape.inputs), points - 1, tolerance)
@@ -69,10 +71,10 @@ def settle(rule: Rule, here: Tokens, seen: Effect, carry: Weights, rows: Rows, r
     return _tape(tape, found)
 
 
-def _settled(rule: Rule, given: Given, exact: int, tolerance: float) -> Tape | None:
-    tape, closest, waited = _round(rule, given, None), float("inf"), 0
+def _settled(rule: Rule, given: Given, exact: int, tolerance: float, *, surprise: bool) -> Tape | None:
+    tape, closest, waited = _round(rule, given, None, surprise=surprise), float("inf"), 0
     for n in range(1, exact + 1):
-        found = _round(rule, given, tape)
+        found = _round(rule, given, tape, surprise=surprise)
         change = _distance(_unknowns(found), _unknowns(tape))
         tape = found
         if not change < float("inf"):
@@ -86,7 +88,7 @@ def _settled(rule: Rule, given: Given, exact: int, tolerance: float) -> Tape | N
     return tape
 
 
-def _round(rule: Rule, given: Given, tape: Tape | None, *, graph: bool = False) -> Tape:
+def _round(rule: Rule, given: Given, tape: Tape | None, *, graph: bool = False, surprise: bool = False) -> Tape:
     """One round: the tape at weights that hold the writes of the tape before, or none in the first round."""
     here, seen, carry, constants = given
 
@@ -95,7 +97,9 @@ def _round(rule: Rule, given: Given, tape: Tape | None, *, graph: bool = False) 
             return mixed(seen.carry, x) @ carry[name]
         return read(seen, x, carry[name], tape.inputs[name], tape.errors[name])
 
-    return record_through(rule, here.k, here.v, here.gates, linear, carry.keys(), constants, graph=graph, surprise=True)
+    return record_through(
+        rule, here.k, here.v, here.gates, linear, carry.keys(), constants, graph=graph, surprise=surprise
+    )
 
 
 class _Once(NamedTuple):

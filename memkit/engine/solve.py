@@ -131,9 +131,8 @@ def _affine(rule: Rule, here: Tokens) -> tuple[Tensor, Tensor]:
         for value in (0.0, 1.0):
             prediction = torch.full_like(here.v, value)
             if torch.compiler.is_compiling() and here.v.requires_grad:
-                prediction = (
-                    prediction + 0 * here.v
-                )  # compiled code returns nothing that requires_grad_() was called on
+                # It returns nothing that requires_grad_() was called on.
+                prediction = prediction + 0 * here.v
             else:
                 prediction.requires_grad_()
             loss = rule.objective.loss(prediction, here.v, here.gates).sum()

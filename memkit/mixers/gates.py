@@ -27,8 +27,7 @@ class GateProjection(nn.Module):
     gradients that b tokens (a mini-batch, a write of several tokens, a window) take at the same weights add up,
     momentum m multiplies them by 1 / (1 - m), and the squared error carries a factor 2, so
     scale = 0.5 (1 - 0.9) / b. A gate of another name, or an lr whose range ends (the beta of delta rules), is
-    low + (high - low) sigmoid(.), or low + softplus(.) without an end. A
-    gate with another default is left to it.
+    low + (high - low) sigmoid(.), or low + softplus(.) without an end. A gate with another default is left to it.
     """
 
     def __init__(self, dim: int, heads: int, key_dim: int, value_dim: int, rule: Rule) -> None:
