@@ -148,12 +148,16 @@ def every_parameter_learns(component: Any, problem: SequenceProblem) -> None:
 
 @torch.no_grad()
 def reading_does_not_write(component: Any, problem: SequenceProblem) -> None:
-    """With write=False no memory holds weights or slots that no memory held before."""
+    """With write=False no row's memory holds weights or slots that none of the row's memories held before.
+
+    Row by row: a row may have begun a segment, and remember how its memory was then, while the next has not.
+    """
     state = problem.state_for(component)
     _, after = component(problem.inputs(component), state, write=False)
     before = [memory for _, memory in memories("state", state)]
     for path, memory in memories("state", after):
-        _one_of(path, memory, before)
+        for row in range(problem.batch):
+            _one_of(path, memory.select([row]), [old.select([row]) for old in before])
 
 
 @torch.no_grad()
