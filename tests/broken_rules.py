@@ -156,6 +156,14 @@ class TiedMemory(MLPMemory):
         return linear("w2", torch.nn.functional.silu(linear("w1", x) + linear("w1", x)))
 
 
+@dataclass(frozen=True)
+class CancellingMemory(MLPMemory):
+    """A memory whose output is the difference of large numbers."""
+
+    def forward(self, linear: Linear, x: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        return (super().forward(linear, x, constants) + 1000) - 1000
+
+
 def with_part(part: str, **changes: Any) -> Rule:
     """The honest rule with fields of one part changed."""
     return replace(HONEST, **{part: replace(getattr(HONEST, part), **changes)})
@@ -178,6 +186,7 @@ RULES: dict[str, tuple[str, Rule]] = {
     "step that only broadcasts": ("shapes", with_part("optimizer", step=step_of_a_row)),
     "step that is transposed": ("shapes", replace(MATRIX, optimizer=replace(MATRIX.optimizer, step=turned_step))),
     "weight used twice": ("shapes", replace(HONEST, memory=TiedMemory(2, 2, "silu", False))),
+    "difference of large numbers": ("single precision", replace(HONEST, memory=CancellingMemory(2, 2, "silu", False))),
     "mean over the tokens": ("causality", replace(HONEST, prepare=mean_over_tokens)),
     "gates averaged over the batch": ("rows apart", replace(HONEST, prepare=gates_of_the_batch)),
     "gates averaged over the call": ("causality", replace(HONEST, prepare=gates_of_the_call)),

@@ -12,6 +12,9 @@ import memkit
 from memkit.parts.optimizer import LR, MOMENTUM
 from memkit.rule import Gate, Gates, Optimizer, Rule, Slots
 from memkit.testing import LawBroken, check_rule
+from memkit.testing.examples import read_line
+from memkit.testing.subjects import registered_subject
+from memkit.testing.trying import try_example
 
 SLOW = Gate("slow", 0.0, 1.0)
 
@@ -48,3 +51,18 @@ def test_past_steps_that_momentum_does_not_drop_are_still_found() -> None:
     one = replace(TWO_SPEEDS, step=kept, init=lambda weight: (torch.zeros_like(weight),), gates=(LR, MOMENTUM))
     with pytest.raises(LawBroken, match="clearing gates"):
         check_rule(titans(one), laws=["clearing gates"])
+
+
+@pytest.mark.parametrize(
+    ("name", "example"),
+    [
+        ("memora", "tokens=8, key_dim=4, value_dim=4, prefix=2, form='dual', seed=4828"),
+        ("memora", "tokens=9, key_dim=3, value_dim=3, form='dual'"),
+        ("moneta", "batch=3, tokens=7, heads=2, key_dim=3, value_dim=3, prefix=3, ragged=True, form='dual', seed=1"),
+    ],
+)
+def test_what_float32_does_to_the_definition_itself_is_not_held_against_a_form(name: str, example: str) -> None:
+    """A norm of three numbers that are nearly equal: rounding on the way counts, and that of the inputs hardly does."""
+    subject = registered_subject("rule", name, {})
+    verdict = try_example(subject, subject.law("rounding"), read_line(subject.problem, example))
+    assert verdict.status == "passed", str(verdict)
