@@ -19,10 +19,8 @@ from memkit.parts.retention import decay
 from memkit.registry import register
 from memkit.rule import Rule
 
-UNBOUNDED = "its weights are divided by the square of a norm that decay makes small: nothing bounds it"
 
-
-@register("rule", "moneta", exempt={"rounding": UNBOUNDED})
+@register("rule", "moneta")
 def moneta(*, expansion: int = 4, p: float = 3.0, q: float = 4.0, mini_batch: int = 16) -> Rule:
     """An l_p loss, and weights normalised by their l_q norm."""
     return Rule(
