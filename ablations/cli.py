@@ -29,8 +29,10 @@ from ablations.single import continue_text, train_one
 from ablations.strict import assignments
 from memkit.divergence import DivergedError
 from memkit.own_files import import_files
+from memkit.registry import UnknownName
 
 PIPED_WIDTH = 200  # columns of a table that goes to a file or another program
+DEFAULT_STEPS = TrainConfig.model_fields["steps"].default
 
 app = typer.Typer(
     name="memkit",
@@ -44,7 +46,9 @@ app = typer.Typer(
 
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder for everything that is written.")]
 Text = Annotated[Path | None, typer.Option(help="Your own text, a file or a folder, for the task 'text'.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Training steps, instead of what is set otherwise.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help=f"Training steps, instead of the grid's, or of {DEFAULT_STEPS} without one.")
+]
 Pairs = list[str] | None
 Imports = Annotated[list[Path] | None, typer.Option("--import", help="Your Python file of components; repeat.")]
 _KEYS = ", ".join(key for key in TrainConfig.model_fields if key not in ("steps", "seed"))
@@ -52,10 +56,8 @@ ArchitectureOptions = Annotated[
     Pairs,
     typer.Option("--option", help="Of the architecture, key=value; repeat. Keys: `memkit list architecture NAME`."),
 ]
-TaskOptions = Annotated[
-    Pairs, typer.Option("--task-option", help="Of the task, likewise. Keys: `memkit list task NAME`.")
-]
-TrainOptions = Annotated[Pairs, typer.Option("--train-option", help=f"Of the training, likewise. Keys: {_KEYS}.")]
+TaskOptions = Annotated[Pairs, typer.Option("--task-option", help="Of the task. Keys: `memkit list task NAME`.")]
+TrainOptions = Annotated[Pairs, typer.Option("--train-option", help=f"Of the training. Keys: {_KEYS}.")]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,7 +98,7 @@ def list_components(
 
 @app.command()
 def check(
-    what: Annotated[str, typer.Argument(help="A Python file, the name of a rule, mixer or architecture, or `all`.")],
+    what: Annotated[list[str], typer.Argument(help="Python files, names of rules, mixers, architectures, or `all`.")],
     profile: Annotated[str, typer.Option(help="quick, default, or nightly (10,000 problems a law).")] = "default",
     law: Annotated[Pairs, typer.Option("--law", help="Only this law; repeat.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the problems.")] = 0,
@@ -116,6 +118,7 @@ def check(
 
     - `memkit check my_rule.py`
     - `memkit check titans --option depth=1 --law causality --profile quick`
+    - `memkit check titans yaad mac --jobs 2`
     - `memkit check all --profile nightly --seed 1 --jobs 2 --out runs/nightly`
     """
     try:
@@ -124,7 +127,7 @@ def check(
     except ImportError as error:  # hypothesis and pytest are an extra
         raise ValueError(str(error)) from None
     asked = Asked(
-        what=what,
+        what=tuple(what),
         kind=kind,
         options=assignments(option or []),
         profile=profile,
@@ -275,7 +278,9 @@ def _with(options: dict[str, Any], given_by: str, **own: Any) -> dict[str, Any]:
 
 
 def _words(error: Exception) -> str:
-    """What went wrong; of a file, which one and why."""
+    """What went wrong; of a file, which one and why; of an unknown name, how one's own comes to be known."""
+    if isinstance(error, UnknownName) and error.kind not in ("benchmark", "grid"):  # of which no file is imported
+        return f"{error} The file of one of your own is given with --import."
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}. Check the path, and that it may be read or written."
     return str(error)

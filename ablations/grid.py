@@ -15,9 +15,10 @@ import torch
 from ablations.settings import TrainConfig
 from ablations.strict import Settings, load_yaml, parse
 from memkit.own_files import import_files
-from memkit.registry import Config, build, factory, nearest, register
+from memkit.registry import Config, UnknownName, build, factory, nearest, register
 
 BASELINE = "baseline"
+OWN = "The file of one of your own stands in the grid's 'imports:', or is given with --import."
 _SHIPPED = Path(__file__).parent / "grids"
 
 
@@ -170,10 +171,11 @@ def check(grid: Grid, where: str) -> None:
         try:
             return function()
         except ValueError as error:
-            if str(error) not in inherited:  # every variant has the baseline's faults
-                faults.append(f"{where}, {place}: {error}" if place else f"{where}, {error}")
+            fault = f"{error} {OWN}" if isinstance(error, UnknownName) else str(error)
+            if fault not in inherited:  # every variant has the baseline's faults
+                faults.append(f"{where}, {place}: {fault}" if place else f"{where}, {fault}")
             if place == BASELINE:
-                inherited.add(str(error))
+                inherited.add(fault)
 
     task = attempt("task", lambda: grid.task_config.build())
     attempt("", grid.settings)  # whose errors name their place

@@ -2,7 +2,19 @@
 
 from memkit.mixers import attention, local_memory, neural_memory, persistent
 from memkit.mixers import mamba2 as mamba2_mixer
-from memkit.parts import adam, effective, gated_mlp, low_rank, memory, muon, objective, optimizer, polynomial, retention
+from memkit.parts import (
+    adam,
+    effective,
+    gated_mlp,
+    low_rank,
+    memory,
+    muon,
+    objective,
+    optimizer,
+    point,
+    polynomial,
+    retention,
+)
 from memkit.rules import (
     atlas,
     delta_net,
@@ -52,6 +64,7 @@ __all__ = [
     "omega",
     "optimizer",
     "persistent",
+    "point",
     "polynomial",
     "retention",
     "retnet",

@@ -35,6 +35,14 @@ _exemptions: dict[tuple[str, str], dict[str, str]] = {}
 _discovered = False
 
 
+class UnknownName(ValueError):
+    """There is no component of a name, or not yet: the file that registers it may not have been imported."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 def register(kind: str, name: str, *, exempt: Mapping[str, str] | None = None) -> Callable[[Factory], Factory]:
     """Decorate a factory so that `build(kind, name, **options)` calls it.
 
@@ -96,11 +104,11 @@ def names(kind: str) -> list[str]:
 
 
 def factory(kind: str, name: str) -> Callable[..., Any]:
-    """Return the factory registered under a name; `ValueError` names the nearest one when there is none."""
+    """Return the factory registered under a name; `UnknownName`, a `ValueError`, names the nearest."""
     if name not in _factories.get(kind, {}):
         known = names(kind)  # discovers, and complains about an unknown kind
         if name not in known:
-            raise ValueError(f"unknown {kind} {name!r}. {_elsewhere(kind, name)}{nearest(name, known)}")
+            raise UnknownName(f"unknown {kind} {name!r}. {_elsewhere(kind, name)}{nearest(name, known)}", kind)
     return _factories[kind][name]
 
 
@@ -175,7 +183,8 @@ class Config:
 def nearest(name: str, known: typing.Iterable[str]) -> str:
     """Say which known name is meant, or list them all: the last sentence of an error."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    small = {one.lower(): one for one in known}
+    close = [small[one] for one in difflib.get_close_matches(name.lower(), small, n=1)]
     listed = f"Known: {', '.join(known)}." if known else "There are none."
     return f"Did you mean {close[0]!r}? {listed}" if close else listed
 

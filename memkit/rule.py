@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from memkit.checks import check_point
+
 Gates = Mapping[str, Tensor]
 Slots = tuple[Tensor, ...]
 Linear = Callable[[str, Tensor], Tensor]
@@ -221,6 +223,7 @@ class Rule:
                 )
         object.__setattr__(self, "gates", found)
         object.__setattr__(self, "optimizer_slots", len(self.optimizer.init(torch.zeros(()))))
+        check_point(self)
 
     @property
     def weight_gates(self) -> tuple[Gate, ...]:
@@ -256,9 +259,8 @@ def _check_rule(rule: Rule) -> None:
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"rule {rule.name!r}: {name} is a count, so it must be an integer >= 1; got {value!r}.")
     if rule.weight.name != "weight" or rule.weight.per != "head":
-        raise ValueError(
-            f"rule {rule.name!r}: the gate of each gradient is called 'weight' and is per head; got {rule.weight}."
-        )
+        what = f"the gate of each gradient is called 'weight' and is per head; got {rule.weight}."
+        raise ValueError(f"rule {rule.name!r}: {what}")
     if rule.read not in ("after", "before"):
         raise ValueError(f"rule {rule.name!r}: read is 'after' or 'before' (a token's own write); got {rule.read!r}.")
     if rule.update_every > 1 and (rule.mini_batch > 1 or rule.window > 1):

@@ -109,6 +109,8 @@ def test_list_of_a_grid_is_its_file(capfd: pytest.CaptureFixture[str]) -> None:
         (["list", "task", "recal"], "unknown task 'recal'. Did you mean 'recall'?"),
         (["ablate", "quikstart"], "Did you mean 'quickstart'?"),
         (["ablate", "smoke", "--text", "x.txt"], "task 'recall' has no option 'path'"),
+        (["train", "--train-option", "LR=1"], "train has no key 'LR'. Did you mean 'lr'?"),
+        (["train", "-a", "mine"], "The file of one of your own is given with --import."),
         (["train", "-a", "mamba"], "unknown architecture 'mamba'. Did you mean 'mamba2'?"),
         (["train", "--option", "dmi=8"], "no option 'dmi'. Did you mean 'dim'?"),
         (["train", "--option", "dim"], "an option is key=value"),

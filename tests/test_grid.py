@@ -141,6 +141,10 @@ def test_table_5_changes_one_factor_a_row() -> None:
             {"variants": {"a": {"dmi": 8}}},
             "variant 'a': architecture 'transformer' has no option 'dmi'. Did you mean 'dim'",
         ),
+        (
+            {"variants": {"a": {"name": "lmm", "rule": "mime"}}},
+            "'a': unknown rule 'mime'. Known: .* The file of one of your own stands in the grid's 'imports:'",
+        ),
         ({"variants": {"a": {"name": "macc"}}}, "variant 'a': unknown architecture 'macc'. Did you mean 'mac'"),
         ({"variants": {"a": {"heads": 3}}}, "variant 'a': .*3 does not divide"),
         ({"variants": {"a": {"name": "lmm", "rule": {"dept": 1}}}}, "variant 'a': .*'dept'. Did you mean 'depth'"),

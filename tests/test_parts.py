@@ -14,7 +14,7 @@ from torch import Tensor
 import memkit
 from memkit.parts.muon import newton_schulz
 from memkit.parts.polynomial import polynomial
-from memkit.rule import Linear, Objective, Rule
+from memkit.rule import Linear, Objective, Rule, at_lookahead
 from memkit.testing import check_rule
 
 
@@ -206,3 +206,25 @@ def test_a_layer_norm_needs_three_values() -> None:
 def test_a_residual_needs_equal_widths() -> None:
     with pytest.raises(ValueError, match="equally wide; got K = 4 and V = 3"):
         memkit.init_state(memkit.build("rule", "omega"), batch=1, heads=1, key_dim=4, value_dim=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"point": "lookahead", "optimizer": "gradient_descent"}, "needs the gate 'momentum', which its optimizer"),
+        ({"point": "decayed", "retention": "none"}, r"needs the gate 'decay'.* or point=at_weights"),
+    ],
+)
+def test_a_gradient_point_by_name_has_what_it_needs(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        memkit.build("rule", "titans", **options)
+    assert memkit.build("rule", "titans", point="lookahead").point is at_lookahead
+    assert memkit.names("point") == ["decayed", "lookahead", "weights"]
+
+
+def test_adams_outer_gradients_are_bounded_where_inner_ones_vanish() -> None:
+    optimizer = memkit.build("optimizer", "adam")
+    grad = torch.zeros(2, 2).double().requires_grad_()
+    step, _ = optimizer.step(grad, grad.detach(), optimizer.init(grad.detach()), {"lr": torch.ones(()).double()})
+    slope = torch.autograd.grad(step.sum(), grad)[0]
+    torch.testing.assert_close(slope, torch.full_like(slope, -1e3))

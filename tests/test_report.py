@@ -226,3 +226,11 @@ def test_the_report_of_a_folder(results: dict[str, Any], tmp_path: Path) -> None
 def test_a_folder_without_a_grid(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no grid's results. Give the folder that `memkit ablate` wrote"):
         collect(tmp_path)
+
+
+def test_a_leader_within_the_spread_of_another_has_not_won(results: dict[str, Any]) -> None:
+    for run in results["runs"]:
+        if run["variant"] == "lmm":
+            run["held_out"]["bits per byte"] = run["history"][-1]["held_out"]["bits per byte"] = 2.4 + run["seed"] / 10
+    assert headline(results).endswith(" bits per byte (unigram entropy: 4.600). Within ± of it: lmm.")
+    assert not any(line.best for line in make_table(results).lines)

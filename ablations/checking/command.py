@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ Pairs = list[tuple[Target, Subject]]
 class Asked:
     """What was asked for on the command line."""
 
-    what: str
+    what: tuple[str, ...]
     kind: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     profile: str = "default"
@@ -47,7 +47,7 @@ class Asked:
     def data(self) -> dict[str, Any]:
         """What verdicts depend on, besides the code."""
         options = dict(self.options)
-        return {"what": self.what, "options": options, "profile": vars(self.effort), "example": self.example}
+        return {"what": " ".join(self.what), "options": options, "profile": vars(self.effort), "example": self.example}
 
     @property
     def effort(self) -> Profile:
@@ -62,11 +62,13 @@ def check(asked: Asked, out: Console, err: Console) -> int:
     Raises `ValueError` for mistakes that can be told before anything is tried.
     """
     began = time.monotonic()
-    pairs, refused = _subjects(asked)
+    targets = _targets(asked)
+    pairs, refused = _subjects([target for target, _ in targets])
     todo = _units(asked, pairs)
     store = Store(asked.folder, {**asked.data, "files": {file: digest(file) for file in _files(pairs)}})
     print_unusable(refused, out)
-    held = _try_all(asked, pairs, todo, store, out, err)
+    origins = {str(target): what for target, what in targets}
+    held = _try_all(asked, origins, pairs, todo, store, out, err)
     print_summary([v for verdicts in held.values() for v in verdicts], refused, asked, time.monotonic() - began, out)
     if refused:
         return UNUSABLE
@@ -74,11 +76,20 @@ def check(asked: Asked, out: Console, err: Console) -> int:
     return BROKEN if broken else KEPT
 
 
-def _subjects(asked: Asked) -> tuple[Pairs, dict[str, str]]:
+def _targets(asked: Asked) -> list[tuple[Target, str]]:
+    """Every component once, and the argument that asked for it first."""
+    found: dict[str, tuple[Target, str]] = {}
+    for what in asked.what:
+        for target in find_targets(what, asked.kind, asked.options):
+            found.setdefault(str(target), (target, what))
+    return list(found.values())
+
+
+def _subjects(targets: Iterable[Target]) -> tuple[Pairs, dict[str, str]]:
     """The components that can be made, and why the others cannot."""
     pairs: Pairs = []
     refused: dict[str, str] = {}
-    for target in find_targets(asked.what, asked.kind, asked.options):
+    for target in targets:
         try:
             subject = target.subject()
             subject.check_exemptions(target.exempt)
@@ -97,7 +108,7 @@ def _units(asked: Asked, pairs: Pairs) -> list[Unit]:
     known = {name for _, subject in pairs for name in subject.laws}
     for law in asked.laws:
         if pairs and law not in known:
-            raise ValueError(f"there is no law {law!r} for {asked.what}. {nearest(law, known)}")
+            raise ValueError(f"there is no law {law!r} for {', '.join(asked.what)}. {nearest(law, known)}")
     if asked.example is not None and len(asked.laws) != 1:
         raise ValueError("an example is one law's: name it with --law.")
     todo = [unit for unit in units(pairs, asked.effort) if not asked.laws or unit.law in asked.laws]
@@ -112,7 +123,7 @@ def _units(asked: Asked, pairs: Pairs) -> list[Unit]:
 
 
 def _try_all(
-    asked: Asked, pairs: Pairs, todo: list[Unit], store: Store, out: Console, err: Console
+    asked: Asked, origins: Mapping[str, str], pairs: Pairs, todo: list[Unit], store: Store, out: Console, err: Console
 ) -> dict[str, list[Verdict]]:
     """Try everything, and show each component's verdicts when it and those before it are done."""
     found: dict[str, dict[str, list[Verdict]]] = {str(unit.target): {} for unit in todo}
@@ -129,6 +140,8 @@ def _try_all(
                 # In the order of laws, whichever worker was first.
                 order = dict.fromkeys(unit.law for unit in todo if str(unit.target) == waiting)
                 held[waiting] = [joined(found[waiting][law]) for law in order]
+                alone = replace(asked, what=(origins[waiting],))
+                several = list(origins.values()).count(origins[waiting]) > 1
                 with bar.aside():
-                    print_verdicts(waiting, sizes[waiting], held[waiting], asked, len(pairs) > 1, out)
+                    print_verdicts(waiting, sizes[waiting], held[waiting], alone, several, out)
     return held

@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from memkit.testing.report import Verdict
+from memkit.testing.report import Verdict, repeated
 
 if TYPE_CHECKING:
     from ablations.checking.command import Asked
@@ -84,9 +84,14 @@ def print_verdicts(
     if options:
         made = ", ".join(f"{key}={value!r}" for key, value in options.items())
         console.print(Padding(f"[dim]made with {escape(made)}[/dim]", (0, 0, 0, 2)), highlight=False)
+    again = repeated(verdicts)
     for verdict in verdicts:
         _print_verdict(verdict, console)
-        if verdict.status == "failed":
+        if verdict.law in again:
+            console.print(
+                f"      [dim]as for {escape(repr(again[verdict.law]))}: {escape(verdict.detail)}[/dim]", highlight=False
+            )
+        elif verdict.status == "failed":
             _print_failure(component, verdict, asked, several, console)
     console.print()
 
@@ -125,7 +130,7 @@ def _print_failure(component: str, verdict: Verdict, asked: Asked, several: bool
 def _command(component: str, verdict: Verdict, asked: Asked, several: bool) -> str:
     """The line to type to meet an example again."""
     kind, _, name = component.partition(" ")
-    parts = ["memkit check", asked.what if asked.what != "all" else name]
+    parts = ["memkit check", *(name if what == "all" else what for what in asked.what)]
     if several or asked.kind:
         parts.append(f"--kind {kind}")
     parts += [f"--option {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in asked.options.items()]

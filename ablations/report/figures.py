@@ -7,7 +7,7 @@ from typing import Any
 
 from ablations.report.numbers import count, same_decimals
 from ablations.report.svg import Scale, path, spread_apart, tag, text, ticks, tooltip
-from ablations.report.table import best, score
+from ablations.report.table import score, winner
 from ablations.results import Summary, summaries
 
 WIDTH = 920
@@ -69,7 +69,7 @@ def dots(results: dict[str, Any]) -> str:
     if reference is not None:
         parts.append(tag("line", x1=x(reference), x2=x(reference), y1=top - 8, y2=bottom, class_="reference"))
         parts.append(text("baseline", x(reference), top - 11, "muted small middle"))
-    leader = best(results, rows)
+    leader = winner(results, rows)
     for i, row in enumerate(rows):
         parts.append(_dot_row(row, i, x, top + 17 + 34 * i, row is leader))
     metric, yardstick = results["metric"], results["yardstick"]

@@ -40,7 +40,7 @@ def make_table(results: dict[str, Any]) -> Table:
     reference = next(row.mean for row in rows if row.name == results["baseline"])
     published = results["report"]["published"] or {"columns": [], "rows": {}}
     figures = _figures(published)
-    leader = best(results, rows)
+    leader = winner(results, rows)
     solved = results["metric"].get("solved") is not None
     columns = [
         "variant",
@@ -100,6 +100,23 @@ def best(results: dict[str, Any], rows: list[Summary]) -> Summary | None:
     return choose(done, key=lambda row: row.mean or 0.0, default=None)
 
 
+def winner(results: dict[str, Any], rows: list[Summary]) -> Summary | None:
+    """The best variant, where it is ahead of every other by more than the spread of either; else None."""
+    leader = best(results, rows)
+    return None if leader is None or rivals(leader, rows) else leader
+
+
+def rivals(leader: Summary, rows: list[Summary]) -> list[str]:
+    """The variants that the spread over seeds does not tell from the leader."""
+
+    def near(row: Summary) -> bool:
+        if row is leader or row.mean is None or leader.mean is None:
+            return False
+        return abs(row.mean - leader.mean) <= max(row.spread or 0.0, leader.spread or 0.0)
+
+    return [row.name for row in rows if near(row)]
+
+
 def score(row: Summary) -> str:
     """Mean and spread over seeds, in words for a table."""
     spread = "" if row.spread is None else f" ± {row.spread:.3f}"
@@ -107,18 +124,24 @@ def score(row: Summary) -> str:
 
 
 def headline(results: dict[str, Any]) -> str:
-    """The result in a sentence, and in another that no variant beats the yardstick, where none does."""
+    """The result in a sentence; in others, which variants are as good within the spread, and that none beats the
+    yardstick, where none does."""
     rows = summaries(results)
     leader = best(results, rows)
     if leader is None or leader.mean is None:
         return "No run has finished yet."
     yardstick = results["yardstick"]
     lower = results["metric"]["direction"] == "lower"
+    close = rivals(leader, rows)
     beaten = leader.mean < yardstick["value"] if lower else leader.mean > yardstick["value"]
     return (
-        f"Best of {len(rows)}: {leader.name}, {score(leader)} {results['metric']['unit']} "
-        f"({yardstick['label']}: {yardstick['value']:.3f})."
-    ) + ("" if beaten else " No variant does better.")
+        (
+            f"Best of {len(rows)}: {leader.name}, {score(leader)} {results['metric']['unit']} "
+            f"({yardstick['label']}: {yardstick['value']:.3f})."
+        )
+        + (f" Within ± of it: {', '.join(close)}." if close else "")
+        + ("" if beaten else " No variant does better.")
+    )
 
 
 def troubles(results: dict[str, Any]) -> list[str]:

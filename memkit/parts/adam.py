@@ -31,10 +31,12 @@ def adam_slots(weight: Tensor) -> Slots:
 
 
 @register("optimizer", "adam")
-def adam(*, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, lr: float | None = None) -> Optimizer:
+def adam(*, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-3, lr: float | None = None) -> Optimizer:
     """Adam (Kingma, Ba, arXiv 1412.6980); gate lr, for which the option stands in when it is not given. Not linear.
 
-    eps is under the root, so that a gradient of 0 has a derivative. Written every token it runs token by token;
+    eps is under the root, so that a gradient of 0 has a derivative: lr / eps, through which the outer loop's gradients
+    pass. So it is not the 1e-8 of training, but as large as Muon's: inner gradients are of order 1, and an entry far
+    below eps moves its weight by less. Written every token it runs token by token;
     with `update_every` it is one step a write. Raises `ValueError` for a beta outside of [0, 1) or an eps not > 0.
     """
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and eps > 0):

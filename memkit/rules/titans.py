@@ -26,6 +26,7 @@ def titans(
     residual: bool = False,
     optimizer: Spec = "momentum",
     retention: Spec = "decay",
+    point: Spec = "weights",
     mini_batch: int = 16,
     read: Literal["after", "before"] = "after",
     surprise_limit: float | None = None,
@@ -34,6 +35,7 @@ def titans(
 
     depth, expansion, activation, residual: the memory; depth 1 is a matrix per head.
     optimizer, retention: other parts by name; "gradient_descent" and "none" are the ablations of Titans Table 5.
+    point: where gradients are taken; "lookahead" is Nesterov's momentum.
     surprise_limit: a departure from the paper that bounds each token's gradient norm; None is the paper.
     """
     return Rule(
@@ -42,6 +44,7 @@ def titans(
         objective=l2(),
         optimizer=build("optimizer", optimizer),
         retention=build("retention", retention),
+        point=build("point", point),
         mini_batch=mini_batch,
         read=read,
         surprise_limit=surprise_limit,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from memkit.testing.law import LawBroken
 
+RAISED = "it raised "
+"""How a verdict begins on a component that fell over before a law could look at it."""
 Status = Literal["passed", "failed", "exempt", "does not apply"]
 
 
@@ -40,6 +43,18 @@ class Verdict:
         return "\n                ".join(part for part in parts if part)
 
 
+def repeated(verdicts: Iterable[Verdict]) -> dict[str, str]:
+    """Law -> the law before it that fell over in the same way: one mistake that stops many laws is told once."""
+    found: dict[str, str] = {}
+    first: dict[str, str] = {}
+    for verdict in verdicts:
+        if verdict.status == "failed" and verdict.detail.startswith(RAISED):
+            before = first.setdefault(verdict.detail, verdict.law)
+            if before != verdict.law:
+                found[verdict.law] = before
+    return found
+
+
 @dataclass(frozen=True)
 class Report:
     """All verdicts on one component; as text, a line for each and a paragraph for each failure."""
@@ -59,11 +74,20 @@ class Report:
     def __str__(self) -> str:
         statuses = [verdict.status for verdict in self.verdicts]
         counts = ", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses))
-        return "\n".join([f"{self.component}: {counts}", *(f"  {verdict}" for verdict in self.verdicts)])
+        return "\n".join([f"{self.component}: {counts}", *self._told(self.verdicts)])
 
     def raise_failures(self) -> None:
         """Raise `LawBroken` with everything there is to say about the broken laws, if there are any."""
         if self.failures:
             names = ", ".join(repr(verdict.law) for verdict in self.failures)
-            told = "\n".join(f"  {verdict}" for verdict in self.failures)
+            told = "\n".join(self._told(self.failures))
             raise LawBroken(f"{self.component} breaks {names}.\n{told}")
+
+    def _told(self, verdicts: tuple[Verdict, ...]) -> list[str]:
+        again = repeated(verdicts)
+        return [
+            f"  FAILED          {verdict.law}: as for {again[verdict.law]!r}"
+            if verdict.law in again
+            else f"  {verdict}"
+            for verdict in verdicts
+        ]

@@ -16,6 +16,7 @@ from memkit.own_files import in_words
 from memkit.testing.close import Discarded
 from memkit.testing.law import Law, LawBroken
 from memkit.testing.profiles import Profile
+from memkit.testing.report import RAISED as RAISES
 from memkit.testing.report import Verdict
 from memkit.testing.subjects import Subject
 
@@ -122,4 +123,4 @@ def _verdict(law: Law, tally: _Tally) -> Verdict:
 
 def _objection(error: BaseException) -> str:
     """What a law found wrong, or where a component fell over."""
-    return str(error) if isinstance(error, LawBroken) else f"it raised {in_words(error)}"
+    return str(error) if isinstance(error, LawBroken) else f"{RAISES}{in_words(error)}"

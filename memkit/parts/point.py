@@ -1,0 +1,24 @@
+"""Gradient points by name: at which weights a write's gradient is taken."""
+
+from __future__ import annotations
+
+from memkit.registry import register
+from memkit.rule import Point, at_decayed, at_lookahead, at_weights
+
+
+@register("point", "weights")
+def weights() -> Point:
+    """The weight itself, as plain gradient descent has it."""
+    return at_weights
+
+
+@register("point", "decayed")
+def decayed() -> Point:
+    """(1 - decay) M: forget first, then be surprised (Gated DeltaNet); needs a retention with the gate decay."""
+    return at_decayed
+
+
+@register("point", "lookahead")
+def lookahead() -> Point:
+    """M + momentum S: where the momentum alone would lead (Nesterov); needs the optimizer momentum."""
+    return at_lookahead
