@@ -152,10 +152,10 @@ def rounds_to_half(rule: Rule, q: Any, k: Any, v: Any, gates: Any, state: Any, *
     return memkit.memorize(rule, q, k, v, gates, state, **kwargs)
 
 
-def cancels(rule: Rule, *args: Any, form: str = "auto", **kwargs: Any) -> Result:
+def cancels(rule: Rule, *args: Any, **kwargs: Any) -> Result:
     """Every form but the definition takes its outputs for the differences of large numbers."""
-    y, after = memkit.memorize(rule, *args, form=form, **kwargs)
-    return (y if form == "scan" else (y + 1000) - 1000), after
+    y, after = memkit.memorize(rule, *args, **kwargs)
+    return (y if kwargs.get("form") == "scan" else (y + 1000) - 1000), after
 
 
 def only_the_last_is_written(rule: Rule, q: Any, k: Any, v: Any, gates: Any, state: Any, **kwargs: Any) -> Result:
