@@ -86,24 +86,20 @@ def print_verdicts(
         console.print(Padding(f"[dim]made with {escape(made)}[/dim]", (0, 0, 0, 2)), highlight=False)
     again = repeated(verdicts)
     for verdict in verdicts:
-        _print_verdict(verdict, console)
-        if verdict.law in again:
-            console.print(
-                f"      [dim]as for {escape(repr(again[verdict.law]))}: {escape(verdict.detail)}[/dim]", highlight=False
-            )
-        elif verdict.status == "failed":
+        first = again.get(verdict.law)
+        _print_verdict(verdict, f"it raised the same as for {first!r}" if first else "", console)
+        if verdict.status == "failed" and first is None:
             _print_failure(component, verdict, asked, several, console)
     console.print()
 
 
-def _print_verdict(verdict: Verdict, console: Console) -> None:
+def _print_verdict(verdict: Verdict, note: str, console: Console) -> None:
     row = Table.grid(padding=(0, 2))
     for width in (14, 25, None):
         row.add_column(width=width)
     color = COLORS[verdict.status]
-    note = _tried(verdict)
-    if verdict.status in ("does not apply", "exempt"):
-        note = verdict.detail
+    if not note:
+        note = verdict.detail if verdict.status in ("does not apply", "exempt") else _tried(verdict)
     row.add_row(f"[{color}]{WORDS[verdict.status]}[/{color}]", escape(verdict.law), f"[dim]{escape(note)}[/dim]")
     console.print(Padding(row, (0, 0, 0, 2)), highlight=False)
 
