@@ -19,6 +19,7 @@ from ablations.bench import print_benchmark, run_shown
 from ablations.display import Display
 from ablations.grid import changed, read_grid
 from ablations.listing import print_component, print_kind, print_kinds
+from ablations.ranks import Parallel
 from ablations.report import write_report
 from ablations.report.table import print_table
 from ablations.results import failed
@@ -208,12 +209,14 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of the data and the initial weights.")] = 0,
     text: Text = None,
     imports: Imports = None,
+    parallel: Annotated[Parallel | None, typer.Option(help="How torchrun's ranks share it; ddp, if not said.")] = None,
 ) -> None:
     """Train one model; the same command goes on from the newest checkpoint of an interrupted run.
 
     Examples:
 
     - `memkit train --architecture mac --task text --out runs/mac`
+    - `torchrun --nproc-per-node 2 --no-python memkit train --parallel fsdp --out runs/mac-text`
     - `memkit train -a lmm --option dim=64 --option rule.depth=1 -t recall --train-option lr=1e-3`
     """
     import_files(imports or [])
@@ -221,8 +224,7 @@ def train(
     source = {"name": task, **_with(assignments(task_option or []), "--task-option", path=text and str(text))}
     model = changed({"name": architecture}, assignments(option or []))
     folder = folder or Path("runs") / f"{architecture}-{task}"
-    found = train_one(model, source, settings, folder, _err(), imports or [])
-    _tell(f"Saved in {folder}")
+    found = train_one(model, source, settings, folder, _err(), imports or [], parallel)
     raise typer.Exit(0 if found["status"] == FINISHED else 1)
 
 

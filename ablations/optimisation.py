@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
+import torch
 from torch import nn
 from torch.optim import AdamW
 
@@ -20,6 +21,14 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
         groups[config.weight_decay if decays else 0.0].append(parameter)
     listed = [{"params": held, "weight_decay": decay} for decay, held in groups.items() if held]
     return AdamW(listed, lr=config.lr, betas=(0.9, 0.95), fused=True)
+
+
+def begin_state(optimizer: AdamW, parameters: Collection[nn.Parameter]) -> None:
+    """Give these of its parameters the state that AdamW makes at its first step."""
+    for parameter in [x for group in optimizer.param_groups for x in group["params"] if x in parameters]:
+        step = torch.zeros((), device=parameter.device)
+        zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": step, **zeros}
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:

@@ -19,6 +19,7 @@ from torch import nn
 
 from ablations import checkpoint
 from ablations.files import check_ours, difference, read_json, write_json, write_text
+from ablations.ranks import ALONE, Ranks
 from ablations.settings import TrainConfig
 from ablations.strict import parse
 from ablations.train import Training, begin, make_model, train
@@ -59,17 +60,20 @@ class RunSpec:
         return make_model(lambda: build("architecture", self.architecture, vocab_size=self.vocab_size), self.train)
 
 
-def execute(spec: RunSpec, folder: Path, on_step: Callable[[int, float], None]) -> dict[str, Any]:
+def execute(spec: RunSpec, folder: Path, on_step: Callable[[int, float], None], ranks: Ranks = ALONE) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint on, and return the result, which is also written.
 
     A finished run is not run again. A run that diverges keeps its history, and a checkpoint of the weights
-    before that step. Raises `ValueError` when the folder holds another run.
+    before that step. Ranks that share a run share its folder, and may be others than those that began it. Raises
+    `ValueError` when the folder holds another run.
     """
-    claim(spec, folder)
+    claim(spec, folder, ranks)
     held = result(folder)
     if held is not None and held["status"] == FINISHED:
         return held
-    training = begin(spec.model(), spec.train)
+    model = spec.model()
+    size = _size(model, spec)  # asked while the weights are whole
+    training = begin(model, spec.train, ranks)
     start = checkpoint.latest(folder)
     if start is not None:
         checkpoint.restore(training, start)
@@ -86,19 +90,22 @@ def execute(spec: RunSpec, folder: Path, on_step: Callable[[int, float], None]) 
     except DivergedError as error:
         status, message = DIVERGED, str(error)
         _keep(training, folder)
-    found = {"status": status, "message": message, **_describe(training, spec)}
-    write_json(folder / "result.json", found)
+    found = {"status": status, "message": message, **_describe(training, spec), **size}
+    if ranks.leads:
+        write_json(folder / "result.json", found)
     return found
 
 
-def claim(spec: RunSpec, folder: Path) -> None:
+def claim(spec: RunSpec, folder: Path, ranks: Ranks = ALONE) -> None:
     """Make the folder this run's; `ValueError` when it is another's."""
     check_ours(folder, "run.json")
     path = folder / "run.json"
     where = difference(read_json(path), spec.data(), "") if path.exists() else ""
     if where:
         raise ValueError(f"{folder} holds another run: {where}. Choose another folder, or delete it.")
-    write_json(path, spec.data())
+    ranks.wait()  # all have looked before one writes
+    if ranks.leads:
+        write_json(path, spec.data())
 
 
 def result(folder: Path) -> dict[str, Any] | None:
@@ -125,7 +132,7 @@ def load(folder: Path) -> tuple[RunSpec, nn.Module]:
     """A trained model and what it is; `ValueError` when the folder holds none."""
     newest = checkpoint.latest(folder)
     if newest is None:
-        inside = sorted(path.parent.parent for path in folder.glob(f"*/**/{checkpoint.PREFIX}*/model.safetensors"))
+        inside = sorted(path.parent.parent for path in folder.glob(f"*/**/{checkpoint.PREFIX}*/*.safetensors"))
         hint = f"Give the folder of one run, such as {inside[0]}." if inside else "Give the folder of a run."
         raise ValueError(f"{folder} holds no trained model. {hint}")
     spec = RunSpec.of(read_json(folder / "run.json"))
@@ -137,20 +144,25 @@ def load(folder: Path) -> tuple[RunSpec, nn.Module]:
 def _keep(training: Training, folder: Path) -> None:
     checkpoint.save(training, folder)
     rows = [json.dumps(dataclasses.asdict(row)) for row in training.history]
-    write_text(folder / "history.jsonl", "".join(f"{row}\n" for row in rows))
+    if training.ranks.leads:
+        write_text(folder / "history.jsonl", "".join(f"{row}\n" for row in rows))
 
 
 def _describe(training: Training, spec: RunSpec) -> dict[str, Any]:
-    """The numbers of a run besides its history; the state's size is one row's, after a row of the task."""
-    model: Any = training.model
-    length = build("task", spec.task).length
+    """The numbers of a run besides its history."""
     last = training.history[-1] if training.history else None
     return {
         "step": training.step,
-        "tokens": training.step * spec.train.batch * length,
+        "tokens": training.step * spec.train.batch * build("task", spec.task).length,
         "seconds": training.seconds,
         "tokens_per_second": last.tokens_per_second if last else None,
         "held_out": last.held_out if last else {},
+    }
+
+
+def _size(model: Any, spec: RunSpec) -> dict[str, int]:
+    """What a run's model holds; the state's size is one row's, after a row of the task."""
+    return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "state_bytes": model.state_bytes(length),
+        "state_bytes": model.state_bytes(build("task", spec.task).length),
     }

@@ -13,6 +13,7 @@ from ablations import run
 from ablations.display import Display
 from ablations.grid import build_empty
 from ablations.pool import News
+from ablations.ranks import Parallel, join
 from ablations.run import RunSpec
 from ablations.settings import TrainConfig
 from ablations.strict import parse
@@ -28,11 +29,12 @@ def train_one(
     folder: Path,
     console: Console,
     imports: Iterable[Path] = (),
+    parallel: Parallel | None = None,
 ) -> dict[str, Any]:
     """Train one model in a folder, or go on where it stopped, and return the run's result.
 
-    imports: the user's files that register what it is made of. Everything is checked before anything is written;
-    raises `ValueError` as the registry does.
+    imports: the user's files that register what it is made of. parallel: how the ranks that torchrun started share
+    the work. Everything is checked before anything is written; raises `ValueError` as the registry and `join` do.
     """
     files = {str(file.resolve()): digest(file) for file in imports}
     config = parse(TrainConfig, settings, "train")
@@ -40,10 +42,13 @@ def train_one(
     build_empty(architecture, built.vocab_size)
     spec = RunSpec(f"{architecture['name']} on {task['name']}", architecture, built.vocab_size, task, config, files)
     key = (spec.name, config.seed)
-    with Display(console) as display:
-        display.start({key: spec}, 0)
-        found = run.execute(spec, folder, lambda step, loss: display.hear(News(key, "news", (step, loss))))
-        display.hear(News(key, "done", found))
+    with join(parallel, config) as ranks:
+        console = console if ranks.leads else Console(quiet=True)
+        with Display(console) as display:
+            display.start({key: spec}, 0)
+            found = run.execute(spec, folder, lambda step, loss: display.hear(News(key, "news", (step, loss))), ranks)
+            display.hear(News(key, "done", found))
+        console.print(f"Saved in {folder}", highlight=False, markup=False, soft_wrap=True)
     return found
 
 

@@ -2,6 +2,7 @@
 
 A step is a function of the weights, the optimiser's state, the seed and the step's number, and of nothing
 else. So the same seed gives the same numbers, and a run resumed from a checkpoint equals an unbroken one.
+Several ranks take the steps of one process together, each with its rows of every batch, and differ in rounding alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ablations.optimisation import learning_rate, make_optimizer
+from ablations.ranks import ALONE, Ranks
 from ablations.settings import TrainConfig, find_device
 from ablations.tasks.base import IGNORE, Batch, Task
 from memkit.divergence import DivergedError, find_divergence
@@ -41,10 +43,12 @@ class Row:
 
 @dataclass
 class Training:
-    """All that training changes, and so all that a checkpoint holds."""
+    """All that training changes, and so all that a checkpoint holds; and what to call in the model's place, by whom."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.AdamW
+    called: nn.Module
+    ranks: Ranks
     step: int = 0  # steps taken
     seconds: float = 0.0
     history: list[Row] = field(default_factory=list)
@@ -59,9 +63,10 @@ def make_model(build: Callable[[], nn.Module], config: TrainConfig) -> nn.Module
     return model.to(device=find_device(config.device), dtype=dtype)
 
 
-def begin(model: nn.Module, config: TrainConfig) -> Training:
+def begin(model: nn.Module, config: TrainConfig, ranks: Ranks = ALONE) -> Training:
     """A training that has taken no step yet."""
-    return Training(model, make_optimizer(model, config))
+    called = ranks.spread(model)
+    return Training(model, make_optimizer(model, config), called, ranks)
 
 
 def train(
@@ -90,50 +95,53 @@ def train(
                 on_row(training)
 
 
-def evaluate(model: nn.Module, task: Task, config: TrainConfig) -> dict[str, float]:
+def evaluate(model: nn.Module, task: Task, config: TrainConfig, ranks: Ranks = ALONE) -> dict[str, float]:
     """The task's metrics, by name, over its held-out rows."""
-    device = find_device(config.device)
-    sums = torch.zeros(len(task.metrics), dtype=torch.float64)
-    count = 0
+    sums = torch.zeros(len(task.metrics) + 1, dtype=torch.float64)  # and how many targets there are
     model.eval()
     with torch.no_grad():
         for batch in task.held_out():
-            logits, targets = _predict(model, batch.to(device), config)
-            sums += torch.stack([m.per_target(logits, targets).cpu().double().sum() for m in task.metrics])
-            count += len(targets)
+            logits, targets = _predict(model, ranks.part(batch), config)
+            sums[-1] += len(targets)
+            sums[:-1] += torch.stack([m.per_target(logits, targets).cpu().double().sum() for m in task.metrics])
     model.train()
-    return {m.name: float(total) / count for m, total in zip(task.metrics, sums, strict=True)}
+    ranks.put_away(model)
+    *totals, count = ranks.total(sums).tolist()
+    return {m.name: total / count for m, total in zip(task.metrics, totals, strict=True)}
 
 
 def _step(training: Training, task: Task, config: TrainConfig, name: str) -> float:
     """Take one step and return its loss."""
     started = time.perf_counter()
-    model, optimizer, step = training.model, training.optimizer, training.step
-    torch.manual_seed(_draw(config.seed, step, 1))  # for models that draw, such as dropout
+    model, optimizer, step, ranks = training.model, training.optimizer, training.step, training.ranks
+    torch.manual_seed(_draw(config.seed, step, 1 + ranks.rank))  # for models that draw, such as dropout
     generator = torch.Generator().manual_seed(_draw(config.seed, step, 0))
-    batch = task.batch(generator, config.batch).to(find_device(config.device))
+    batch = task.batch(generator, config.batch)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
     optimizer.zero_grad(set_to_none=True)
-    loss = F.cross_entropy(*_predict(model, batch, config))
+    logits, targets = _predict(training.called, ranks.part(batch), config)
+    # The mean over all ranks' targets, of which this one may have more or fewer than others: gradients are averaged.
+    loss = F.cross_entropy(logits, targets, reduction="sum") / (int((batch.targets != IGNORE).sum()) / ranks.size)
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
-    value, size = torch.stack([loss.detach(), norm.to(loss.dtype)]).tolist()  # one wait for the device
+    norm = ranks.clip(model, config.clip or math.inf)
+    both = ranks.total(torch.stack([loss.detach(), norm.to(loss.dtype)]))
+    value, size = (both / ranks.size).tolist()  # one wait for the device
     if not (math.isfinite(value) and math.isfinite(size)):
         seen = f"{name} diverged at step {step + 1} of {config.steps}: loss {value:.4g}, gradient norm {size:.4g}."
-        raise _diverged(model, [batch], config, seen)
+        raise _diverged(training, [batch], config, seen)
     optimizer.step()
     training.step += 1
     training.seconds += time.perf_counter() - started
     return value
 
 
-def _diverged(model: nn.Module, batches: list[Batch], config: TrainConfig, seen: str) -> DivergedError:
+def _diverged(training: Training, batches: list[Batch], config: TrainConfig, seen: str) -> DivergedError:
     """The error of a training that met numbers that are not finite in one of these batches, and where."""
     found = None
-    for batch in batches:
-        with _precision(config):
-            found = found or find_divergence(model, batch.to(find_device(config.device)).ids)
+    with training.ranks.whole(training.model), _precision(config):
+        for batch in batches:  # all ranks look at all rows, and so find the same
+            found = found or find_divergence(training.model, batch.ids.to(find_device(config.device)))
     where = "The forward pass, run again, is finite" if found is None else f"First, {found}"
     hint = f"A smaller lr, a longer warmup or a smaller clip may help.{found.remedy if found else ''}"
     error = DivergedError(f"{seen} {where}. {hint}")
@@ -143,21 +151,23 @@ def _diverged(model: nn.Module, batches: list[Batch], config: TrainConfig, seen:
 
 def _row(training: Training, task: Task, config: TrainConfig, losses: list[float], name: str) -> Row:
     tokens = training.step * config.batch * task.length
-    held_out = evaluate(training.model, task, config)
+    held_out = evaluate(training.model, task, config, training.ranks)
     if not all(map(math.isfinite, held_out.values())):
         seen = f"{name} diverged at step {training.step} of {config.steps}: held-out {held_out}."
-        raise _diverged(training.model, task.held_out(), config, seen)
+        raise _diverged(training, task.held_out(), config, seen)
     loss = math.fsum(losses) / len(losses)
     return Row(training.step, tokens, loss, held_out, training.seconds, tokens / training.seconds)
 
 
 def _predict(model: Any, batch: Batch, config: TrainConfig) -> tuple[Tensor, Tensor]:
     """Logits `[N, vocab]` in float32 or better and targets `[N]`, of the positions that carry a loss."""
+    device = find_device(config.device)
+    # Looked for here, where the batch was made: asking the device which they are would wait for it.
+    asked = (batch.targets != IGNORE).flatten().nonzero()[:, 0]
     with _precision(config):
-        logits, _ = model(batch.ids)
-    asked = batch.targets != IGNORE
-    logits = logits[asked]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets[asked]
+        logits, _ = model(batch.ids.to(device))
+    logits = logits.flatten(0, 1)[asked.to(device)]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.targets.flatten()[asked].to(device)
 
 
 def _precision(config: TrainConfig) -> torch.autocast:

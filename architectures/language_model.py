@@ -159,7 +159,6 @@ class LanguageModel(nn.Module):
         segment_ids or a state that do not fit them.
         """
         self._check(ids, state, mask, segment_ids)
-        state = self.init_state(ids.shape[0]) if state is None else state
         x, state = self._hidden(ids.long(), state, mask, segment_ids, write)
         return self._head(x), state
 
@@ -217,12 +216,16 @@ class LanguageModel(nn.Module):
         return whole, state
 
     def _hidden(
-        self, ids: Tensor, state: ModelState, mask: Tensor | None, segments: Tensor | None, write: bool
+        self, ids: Tensor, state: ModelState | None, mask: Tensor | None, segments: Tensor | None, write: bool
     ) -> tuple[Tensor, ModelState]:
-        """Everything but the head: ids `[B, T]` -> x `[B, T, D]`, 0 at masked tokens."""
+        """Everything but the head: ids `[B, T]` -> x `[B, T, D]`, 0 at masked tokens.
+
+        Without a state each block begins its own, when it runs: where weights are sharded, that is when it has them.
+        """
         ids = ids if mask is None else ids.masked_fill(~mask, 0)  # whatever stands there is not looked up
         x, layers = self.embedding(ids), []
-        for block, layer in zip(self.blocks, state.layers, strict=True):
+        begun = [None] * self.depth if state is None else state.layers
+        for block, layer in zip(self.blocks, begun, strict=True):
             if self.checkpoint and torch.is_grad_enabled():
                 x, layer = run_checkpointed(block, x, layer, mask, segments, write, use_reentrant=False)
             else:

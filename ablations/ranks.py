@@ -1,0 +1,161 @@
+"""The processes that train one model together, as torchrun starts them; a process alone is a group of one.
+
+Every rank draws the whole batch from the step's seed and keeps its own rows: nobody has to be told what the others
+read, and together they read what one process would.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ablations.settings import TrainConfig, find_device
+from ablations.tasks.base import Batch
+from architectures.language_model import Block
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
+Parallel = Literal["ddp", "fsdp"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `size` that train one model, and how they share it.
+
+    "ddp": every rank holds all weights. "fsdp": every rank holds its share of each weight, of its gradient and of
+    what the optimiser keeps of it (FSDP2), and a block's weights are whole only while the block runs.
+    """
+
+    rank: int = 0
+    size: int = 1
+    parallel: Parallel | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a rank holds only its shares."""
+        return self.parallel == "fsdp"
+
+    def spread(self, model: nn.Module) -> nn.Module:
+        """What to call in the model's place in training, so that the ranks' gradients are averaged.
+
+        Shards the model itself under "fsdp": make the optimiser afterwards.
+        """
+        if self.parallel == "ddp":
+            return nn.parallel.DistributedDataParallel(model)
+        return self._shard(model) if self.parallel == "fsdp" else model
+
+    def _shard(self, model: nn.Module) -> nn.Module:
+        from torch.distributed.fsdp import fully_shard  # here, because it takes a while that few need to wait for
+
+        # A block's state holds views of its weights. Nothing writes into a state, which is what torch warns of.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+        mesh = dist.init_device_mesh(next(model.parameters()).device.type, (self.size,))
+        for module in [*(block for block in model.modules() if isinstance(block, Block)), model]:
+            fully_shard(module, mesh=mesh)
+        return model
+
+    @contextmanager
+    def whole(self, model: nn.Module) -> Iterator[None]:
+        """All weights on every rank, also between calls of the model; all ranks must enter and leave together."""
+        if not self.sharded:
+            yield
+            return
+        from torch.distributed.fsdp import FSDPModule
+
+        root, *blocks = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        for shard in (root, *blocks):
+            shard.set_reshard_after_forward(False, recurse=False)
+            shard.unshard()
+        try:
+            yield
+        finally:
+            for shard in blocks:
+                shard.set_reshard_after_forward(True, recurse=False)
+                shard.reshard()
+            root.reshard()
+
+    def put_away(self, model: nn.Module) -> None:
+        """Shard what a forward pass leaves whole for the backward pass, when there is none."""
+        if self.sharded:
+            cast("FSDPModule", model).reshard()
+
+    def part(self, batch: Batch) -> Batch:
+        """This rank's rows; where they do not divide, the first ranks have one more."""
+        return Batch(*(x.tensor_split(self.size)[self.rank] for x in (batch.ids, batch.targets)))
+
+    def clip(self, model: nn.Module, most: float) -> Tensor:
+        """Scale all gradients to a norm of at most `most`, and return what it was."""
+        norm: Any = nn.utils.clip_grad_norm_(model.parameters(), most)
+        return norm.full_tensor() if self.sharded else norm
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all ranks."""
+        if self.parallel is not None:
+            dist.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        """Go on when all ranks are here."""
+        if self.parallel is not None:
+            dist.barrier()
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def join(parallel: Parallel | None, config: TrainConfig) -> Iterator[Ranks]:
+    """Meet the other ranks that torchrun started, if it did; parallel None means "ddp" then.
+
+    Raises `ValueError` where there are none to share with, and where batch or device cannot be shared.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        if parallel is not None:
+            raise ValueError(
+                f"--parallel {parallel} is for several processes, and torchrun did not start this one. Use "
+                f"`torchrun --nproc-per-node 2 --no-python memkit train --parallel {parallel} ...`, or leave it out."
+            )
+        yield ALONE
+        return
+    size, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    _check_shares(size, local, config)
+    device = find_device(config.device)
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(local)
+    dist.init_process_group()
+    try:
+        yield Ranks(dist.get_rank(), size, parallel or "ddp")
+    finally:
+        dist.destroy_process_group()
+
+
+def _check_shares(size: int, local: int, config: TrainConfig) -> None:
+    """Raise `ValueError` unless every rank gets as many rows as the others, and a device of its own."""
+    if config.batch % size:
+        below = config.batch // size * size
+        near = " or ".join(f"batch={n}" for n in (below, below + size) if n)
+        raise ValueError(f"batch = {config.batch} rows cannot be shared equally by {size} ranks. Use {near}.")
+    device = find_device(config.device)
+    if device.type == "cpu":
+        return
+    if device.index is not None and size > 1:
+        raise ValueError(f"device = {config.device!r} is one for all ranks. Use {device.type!r}: each takes its own.")
+    if local >= torch.accelerator.device_count():
+        raise ValueError(
+            f"rank {local} of this machine has no {device.type} device: there are {torch.accelerator.device_count()}. "
+            "Start fewer processes (--nproc-per-node), or use device=cpu."
+        )

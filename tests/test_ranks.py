@@ -1,0 +1,134 @@
+"""Several ranks train the model of one process: weights, losses and held-out metrics, from any checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import BROKEN, MODELS, PARALLEL, SAVED, config, divergence, numbers, run_two, steps_of, trained
+
+import memkit
+from ablations import checkpoint
+from ablations.ranks import ALONE, Ranks, join
+from ablations.settings import TrainConfig
+from ablations.tasks import Batch
+
+every_way = pytest.mark.parametrize("parallel", PARALLEL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[dict[str, Any]]:
+    """What each of two ranks found; the checkpoints are in `folder`."""
+    return run_two(folder)
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found["weights"].keys() == expected["weights"].keys()
+    for name, weight in found["weights"].items():
+        torch.testing.assert_close(weight, expected["weights"][name], rtol=1e-10, atol=1e-12, msg=name)
+    assert len(found["rows"]) == len(expected["rows"])
+    for (step, loss, held_out), (*which, expected_loss, expected_held_out) in zip(
+        found["rows"], expected["rows"], strict=True
+    ):
+        assert [step] == which
+        assert loss == pytest.approx(expected_loss, rel=1e-10)
+        assert held_out == pytest.approx(expected_held_out, rel=1e-10)
+
+
+def test_every_architecture_is_tried() -> None:
+    assert set(MODELS) == set(memkit.names("architecture"))
+
+
+@every_way
+@pytest.mark.parametrize("name", MODELS)
+def test_two_ranks_take_the_steps_of_one_process(found: list[dict[str, Any]], parallel: str, name: str) -> None:
+    alone = numbers(trained(name, steps_of(name)))
+    for rank in found:
+        assert_same(rank[f"{parallel} {name}"], alone)
+
+
+@pytest.mark.parametrize(
+    "resumed", ["ddp resumes alone", "fsdp resumes alone", "fsdp resumes ddp", "fsdp resumes fsdp"]
+)
+def test_two_ranks_go_on_from_any_checkpoint(found: list[dict[str, Any]], resumed: str) -> None:
+    for rank in found:
+        assert_same(rank[resumed], numbers(trained(SAVED, config())))
+
+
+@every_way
+def test_one_process_goes_on_from_a_checkpoint_of_two_ranks(
+    found: list[dict[str, Any]], folder: Path, parallel: str
+) -> None:
+    start = checkpoint.latest(folder / parallel)
+    assert start is not None
+    assert_same(numbers(trained(SAVED, config(), start=start)), numbers(trained(SAVED, config())))
+
+
+@every_way
+def test_the_weights_alone_can_be_read_by_one_process(found: list[dict[str, Any]], folder: Path, parallel: str) -> None:
+    start, expected = checkpoint.latest(folder / parallel), trained(SAVED, config(steps=2)).model
+    assert start is not None
+    read = trained(SAVED, config(steps=1)).model
+    checkpoint.load_weights(read, start)
+    for a, b in zip(read.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match="does not hold this model's weights: the shape of"):
+        checkpoint.load_weights(trained(BROKEN, config(steps=1)).model, start)
+
+
+def test_nothing_in_a_checkpoint_of_shares_is_a_pickle(found: list[dict[str, Any]], folder: Path) -> None:
+    start = checkpoint.latest(folder / "fsdp")
+    assert start is not None
+    assert {path.suffix for path in start.iterdir()} == {".safetensors", ".json"}
+    assert len(list(start.glob("*.safetensors"))) == 2
+
+
+@every_way
+def test_ranks_name_the_same_place_of_a_divergence(found: list[dict[str, Any]], parallel: str) -> None:
+    expected = divergence()
+    assert "layer 1" in expected[0] and expected[1]
+    for rank in found:
+        assert rank[f"{parallel} diverges"] == expected
+
+
+# -- who does what
+
+
+def test_parts_are_the_batch() -> None:
+    ids = torch.arange(10).view(5, 2)
+    parts = [Ranks(rank, 3, "ddp").part(Batch(ids, -ids)) for rank in range(3)]
+    assert [len(part.ids) for part in parts] == [2, 2, 1]
+    assert torch.equal(torch.cat([part.ids for part in parts]), ids)
+    assert torch.equal(torch.cat([part.targets for part in parts]), -ids)
+
+
+def test_a_process_alone_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with join(None, TrainConfig()) as ranks:
+        assert ranks == ALONE and ranks.leads
+    with (
+        pytest.raises(ValueError, match="torchrun did not start this one. Use `torchrun --nproc-per-node 2"),
+        join("fsdp", TrainConfig()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "message"),
+    [
+        (5, 2, "batch = 5 rows cannot be shared equally by 2 ranks. Use batch=4 or batch=6"),
+        (3, 4, "batch = 3 rows cannot be shared equally by 4 ranks. Use batch=4."),
+    ],
+)
+def test_a_batch_that_ranks_cannot_share(batch: int, size: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", str(size))
+    with pytest.raises(ValueError, match=message), join("ddp", TrainConfig(batch=batch)):
+        pass
