@@ -146,7 +146,8 @@ class MemoryAsContext(Mixer):
         elif block.begins:
             start = state.memory.memory
         recalled = self.memory.recall(x, queries, start)  # (21)
-        slot = torch.as_tensor(block.slot, device=x.device).view(-1, 1) + torch.arange(x.shape[1], device=x.device)
+        place = torch.arange(x.shape[1], device=x.device)
+        slot = place + (block.slot[:, None] if isinstance(block.slot, Tensor) else block.slot)
         slot = slot.expand(x.shape[0], -1)
         keys, values = self._enter(recalled, x, slot, valid, state)  # (22)
         y = self._attend(x, slot, keys, values, state)  # (23)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -132,8 +133,13 @@ def filled_in(rule: Rule, gates: Gates, k: Tensor, v: Tensor) -> dict[str, Tenso
 def _default(gate: Gate, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     if not callable(gate.default):
         return like.new_full(shape, gate.default or 0.0)
-    heads = like.new_tensor(gate.default(shape[2]))
-    return heads.view(-1, *[1] * (len(shape) - 3)).expand(shape)
+    return _by_head(gate.default, shape[2], like.dtype, like.device).view(-1, *[1] * (len(shape) - 3)).expand(shape)
+
+
+@cache
+def _by_head(default: Callable[[int], list[float]], heads: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A gate's numbers, one a head; kept, because sending them to a device waits for it."""
+    return torch.tensor(default(heads), dtype=dtype, device=device)
 
 
 def computation_dtype(*tensors: Tensor) -> torch.dtype:

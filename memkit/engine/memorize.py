@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -243,7 +243,8 @@ def _plain_mode(like: Tensor) -> Iterator[None]:
 
     Under torch.compile nothing is asked about inference mode: it cannot be traced, and compiled code runs there.
     """
-    with torch.autocast(like.device.type, enabled=False):
+    kind = like.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
             yield
         else:
