@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from ablations.settings import TrainConfig, find_device
 from ablations.tasks.base import Batch
-from architectures.language_model import Block
+from architectures.language_model import Block, LanguageModel
+from memkit.sequence_parallel import SequenceParallel
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
-Parallel = Literal["ddp", "fsdp"]
+Parallel = Literal["ddp", "fsdp", "sequence"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Ranks:
     """This process among `size` that train one model, and how they share it.
 
     "ddp": every rank holds all weights. "fsdp": every rank holds its share of each weight, of its gradient and of
-    what the optimiser keeps of it (FSDP2), and a block's weights are whole only while the block runs.
+    what the optimiser keeps of it (FSDP2), and a block's weights are whole only while the block runs. "sequence":
+    every rank holds all weights, and reads its part of every row instead of its rows.
     """
 
     rank: int = 0
@@ -52,11 +54,19 @@ class Ranks:
     def spread(self, model: nn.Module) -> nn.Module:
         """What to call in the model's place in training, so that the ranks' gradients are averaged.
 
-        Shards the model itself under "fsdp": make the optimiser afterwards.
+        Shards the model itself under "fsdp": make the optimiser afterwards. Raises `ValueError` where its blocks
+        cannot be shared.
         """
         if self.parallel == "ddp":
             return nn.parallel.DistributedDataParallel(model)
-        return self._shard(model) if self.parallel == "fsdp" else model
+        if self.parallel == "sequence":
+            if isinstance(model, LanguageModel) and model.checkpoint:
+                raise ValueError(
+                    "checkpoint=True runs blocks again backward, when no other rank hands on their state. "
+                    "Use recompute= of the memories instead, or --parallel fsdp."
+                )
+            return SequenceParallel(model, _blocks(model))
+        return self._shard(model) if self.sharded else model
 
     def _shard(self, model: nn.Module) -> nn.Module:
         from torch.distributed.fsdp import fully_shard  # here, because it takes a while that few need to wait for
@@ -64,7 +74,7 @@ class Ranks:
         # A block's state holds views of its weights. Nothing writes into a state, which is what torch warns of.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         mesh = dist.init_device_mesh(next(model.parameters()).device.type, (self.size,))
-        for module in [*(block for block in model.modules() if isinstance(block, Block)), model]:
+        for module in [*_blocks(model), model]:
             fully_shard(module, mesh=mesh)
         return model
 
@@ -94,12 +104,15 @@ class Ranks:
             cast("FSDPModule", model).reshard()
 
     def part(self, batch: Batch) -> Batch:
-        """This rank's rows; where they do not divide, the first ranks have one more."""
-        return Batch(*(x.tensor_split(self.size)[self.rank] for x in (batch.ids, batch.targets)))
+        """This rank's rows, or its part of all rows; what does not divide equally makes the first ranks' larger."""
+        axis = int(self.parallel == "sequence")
+        return Batch(*(x.tensor_split(self.size, axis)[self.rank] for x in (batch.ids, batch.targets)))
 
-    def clip(self, model: nn.Module, most: float) -> Tensor:
-        """Scale all gradients to a norm of at most `most`, and return what it was."""
-        norm: Any = nn.utils.clip_grad_norm_(model.parameters(), most)
+    def clip(self, called: nn.Module, most: float) -> Tensor:
+        """Scale the gradients of what `spread` returned to a norm of at most `most`, and return what it was."""
+        if isinstance(called, SequenceParallel):
+            called.average_gradients()
+        norm: Any = nn.utils.clip_grad_norm_(called.parameters(), most)
         return norm.full_tensor() if self.sharded else norm
 
     def total(self, values: Tensor) -> Tensor:
@@ -117,6 +130,11 @@ class Ranks:
 ALONE = Ranks()
 
 
+def _blocks(model: nn.Module) -> list[Block]:
+    """The blocks of a language model, in the order in which they run."""
+    return [block for block in model.modules() if isinstance(block, Block)]
+
+
 @contextmanager
 def join(parallel: Parallel | None, config: TrainConfig) -> Iterator[Ranks]:
     """Meet the other ranks that torchrun started, if it did; parallel None means "ddp" then.
@@ -132,20 +150,21 @@ def join(parallel: Parallel | None, config: TrainConfig) -> Iterator[Ranks]:
         yield ALONE
         return
     size, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-    _check_shares(size, local, config)
+    parallel = parallel or "ddp"
+    _check_shares(parallel, size, local, config)
     device = find_device(config.device)
     if device.type != "cpu":
         torch.accelerator.set_device_index(local)
     dist.init_process_group()
     try:
-        yield Ranks(dist.get_rank(), size, parallel or "ddp")
+        yield Ranks(dist.get_rank(), size, parallel)
     finally:
         dist.destroy_process_group()
 
 
-def _check_shares(size: int, local: int, config: TrainConfig) -> None:
-    """Raise `ValueError` unless every rank gets as many rows as the others, and a device of its own."""
-    if config.batch % size:
+def _check_shares(parallel: Parallel, size: int, local: int, config: TrainConfig) -> None:
+    """Raise `ValueError` unless every rank gets as much as the others, and a device of its own."""
+    if parallel != "sequence" and config.batch % size:
         below = config.batch // size * size
         near = " or ".join(f"batch={n}" for n in (below, below + size) if n)
         raise ValueError(f"batch = {config.batch} rows cannot be shared equally by {size} ranks. Use {near}.")

@@ -113,7 +113,7 @@ def evaluate(model: nn.Module, task: Task, config: TrainConfig, ranks: Ranks = A
 def _step(training: Training, task: Task, config: TrainConfig, name: str) -> float:
     """Take one step and return its loss."""
     started = time.perf_counter()
-    model, optimizer, step, ranks = training.model, training.optimizer, training.step, training.ranks
+    optimizer, step, ranks = training.optimizer, training.step, training.ranks
     torch.manual_seed(_draw(config.seed, step, 1 + ranks.rank))  # for models that draw, such as dropout
     generator = torch.Generator().manual_seed(_draw(config.seed, step, 0))
     batch = task.batch(generator, config.batch)
@@ -124,7 +124,7 @@ def _step(training: Training, task: Task, config: TrainConfig, name: str) -> flo
     # The mean over all ranks' targets, of which this one may have more or fewer than others: gradients are averaged.
     loss = F.cross_entropy(logits, targets, reduction="sum") / (int((batch.targets != IGNORE).sum()) / ranks.size)
     loss.backward()
-    norm = ranks.clip(model, config.clip or math.inf)
+    norm = ranks.clip(training.called, config.clip or math.inf)
     both = ranks.total(torch.stack([loss.detach(), norm.to(loss.dtype)]))
     value, size = (both / ranks.size).tolist()  # one wait for the device
     if not (math.isfinite(value) and math.isfinite(size)):
@@ -151,7 +151,7 @@ def _diverged(training: Training, batches: list[Batch], config: TrainConfig, see
 
 def _row(training: Training, task: Task, config: TrainConfig, losses: list[float], name: str) -> Row:
     tokens = training.step * config.batch * task.length
-    held_out = evaluate(training.model, task, config, training.ranks)
+    held_out = evaluate(training.called, task, config, training.ranks)
     if not all(map(math.isfinite, held_out.values())):
         seen = f"{name} diverged at step {training.step} of {config.steps}: held-out {held_out}."
         raise _diverged(training, task.held_out(), config, seen)

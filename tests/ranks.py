@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
+from torch import Tensor, nn
 
 from ablations import checkpoint
 from ablations.ranks import ALONE, Parallel, Ranks
@@ -18,6 +18,7 @@ from ablations.tasks.base import bits
 from ablations.train import Training, begin, make_model, train
 from memkit.divergence import DivergedError
 from memkit.registry import build
+from memkit.sequence_parallel import SequenceParallel
 
 VOCAB, LENGTH, STEPS = 11, 7, 3
 RULE = {"name": "titans", "mini_batch": 3, "expansion": 2}
@@ -39,7 +40,9 @@ MODELS: dict[str, dict[str, Any]] = {
         ]
     },
 }
-PARALLEL: tuple[Parallel, ...] = ("ddp", "fsdp")
+PARALLEL: tuple[Parallel, ...] = ("ddp", "fsdp", "sequence")
+STARTS = {"ddp": ("alone",), "fsdp": ("alone", "ddp", "fsdp"), "sequence": ("fsdp",)}  # what resumes what
+CUTS = (1, 4, 7)  # where the second rank's part of a sequence begins; of 7 tokens it gets none
 SAVED = "lmm"  # the model whose checkpoints are exchanged
 BROKEN = "hybrid"  # the model that diverges
 
@@ -70,14 +73,15 @@ def steps_of(name: str) -> TrainConfig:
     return config(steps=STEPS if name in (SAVED, BROKEN) else 1)
 
 
-def model(name: str) -> nn.Module:
+def model(name: str, **changes: Any) -> nn.Module:
     """Every architecture, but for the sizes."""
-    return build("architecture", name, vocab_size=VOCAB, dim=8, heads=2, **{"depth": 2, **MODELS[name]})
+    return build("architecture", name, vocab_size=VOCAB, dim=8, heads=2, **{"depth": 2, **MODELS[name], **changes})
 
 
 def trained(name: str, settings: TrainConfig, ranks: Ranks = ALONE, start: Path | None = None) -> Training:
     """The model after the steps of these settings, from a checkpoint on if there is one."""
-    training = begin(make_model(lambda: model(name), settings), settings, ranks)
+    again = {"checkpoint": False} if ranks.parallel == "sequence" else {}
+    training = begin(make_model(lambda: model(name, **again), settings), settings, ranks)
     if start is not None:
         checkpoint.restore(training, start)
     train(training, Echo(), settings)
@@ -105,16 +109,33 @@ def divergence(ranks: Ranks = ALONE) -> tuple[str, list[str]]:
     return "", []
 
 
+def one_mixer(part: slice = slice(None), parallel: bool = False) -> dict[str, Tensor]:
+    """Outputs and gradients of a mixer over some of the tokens, of which some are masked, in several documents."""
+    torch.manual_seed(0)
+    mixer: Any = build("mixer", "neural_memory", dim=8, heads=2, rule=RULE).double()
+    x = torch.randn(2, LENGTH, 8, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    mask = torch.tensor([[1, 1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 1]]).bool()
+    documents = torch.tensor([[0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1]])
+    called = SequenceParallel(mixer, [mixer]) if parallel else mixer
+    y, _ = called(x[:, part], mask=mask[:, part], segment_ids=documents[:, part])
+    y.square().sum().backward()
+    if parallel:
+        called.average_gradients()
+    return {"y": y.detach()} | {name: weight.grad for name, weight in mixer.named_parameters()}
+
+
 def _rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(rank=rank, world_size=2, init_method=f"file://{folder / 'meet'}")
     found: dict[str, Any] = {}
+    for cut in CUTS:
+        found[f"cut {cut}"] = one_mixer(slice(0, cut) if rank == 0 else slice(cut, None), parallel=True)
     for parallel in PARALLEL:
         ranks = Ranks(rank, 2, parallel)
         for name in MODELS:
             found[f"{parallel} {name}"] = numbers(trained(name, steps_of(name), ranks))
         checkpoint.save(trained(SAVED, config(steps=2), ranks), folder / parallel)
-        for start in (*PARALLEL, "alone") if parallel == "fsdp" else ("alone",):
+        for start in STARTS[parallel]:
             resumed = trained(SAVED, config(), ranks, checkpoint.latest(folder / start))
             found[f"{parallel} resumes {start}"] = numbers(resumed)
         found[f"{parallel} diverges"] = divergence(ranks)

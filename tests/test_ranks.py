@@ -7,7 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import BROKEN, MODELS, PARALLEL, SAVED, config, divergence, numbers, run_two, steps_of, trained
+from ranks import (
+    BROKEN,
+    CUTS,
+    MODELS,
+    PARALLEL,
+    SAVED,
+    config,
+    divergence,
+    model,
+    numbers,
+    one_mixer,
+    run_two,
+    steps_of,
+    trained,
+)
 
 import memkit
 from ablations import checkpoint
@@ -98,15 +112,30 @@ def test_ranks_name_the_same_place_of_a_divergence(found: list[dict[str, Any]], 
         assert rank[f"{parallel} diverges"] == expected
 
 
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_sequence_cut_between_two_ranks_is_the_sequence(found: list[dict[str, Any]], cut: int) -> None:
+    whole, parts = one_mixer(), [rank[f"cut {cut}"] for rank in found]
+    torch.testing.assert_close(torch.cat([part.pop("y") for part in parts], 1), whole.pop("y"), rtol=1e-10, atol=1e-12)
+    for part in parts:
+        for name, gradient in part.items():
+            torch.testing.assert_close(2 * gradient, whole[name], rtol=1e-9, atol=1e-11, msg=name)
+
+
 # -- who does what
+
+
+def test_blocks_that_run_again_backward_cannot_hand_on_a_state() -> None:
+    with pytest.raises(ValueError, match="Use recompute= of the memories instead"):
+        Ranks(0, 2, "sequence").spread(model("lmm", checkpoint=True))
 
 
 def test_parts_are_the_batch() -> None:
     ids = torch.arange(10).view(5, 2)
-    parts = [Ranks(rank, 3, "ddp").part(Batch(ids, -ids)) for rank in range(3)]
-    assert [len(part.ids) for part in parts] == [2, 2, 1]
-    assert torch.equal(torch.cat([part.ids for part in parts]), ids)
-    assert torch.equal(torch.cat([part.targets for part in parts]), -ids)
+    for parallel, axis, sizes in (("ddp", 0, [2, 2, 1]), ("fsdp", 0, [2, 2, 1]), ("sequence", 1, [1, 1, 0])):
+        parts = [Ranks(rank, 3, parallel).part(Batch(ids, -ids)) for rank in range(3)]
+        assert [part.ids.shape[axis] for part in parts] == sizes
+        assert torch.equal(torch.cat([part.ids for part in parts], axis), ids)
+        assert torch.equal(torch.cat([part.targets for part in parts], axis), -ids)
 
 
 def test_a_process_alone_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
