@@ -86,7 +86,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 def _kept(training: Training) -> dict[str, Tensor]:
     """What the optimiser keeps, by name, as it lies."""
-    names = {parameter: name for name, parameter in training.model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in training.model.named_parameters()}
     state = training.optimizer.state.items()
     return {f"{KEPT}{names[x]}.{what}": value for x, kept in state for what, value in kept.items()}
 
@@ -126,25 +126,26 @@ def _fill(tensors: dict[str, Tensor], held: dict[str, list[int]], checkpoint: Pa
 
 
 def _save_shares(tensors: dict[str, Tensor], folder: Path) -> None:
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save({name: x.detach() for name, x in tensors.items()}, storage_writer=writer)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    save({name: x.detach() for name, x in tensors.items()}, storage_writer=writer)
 
 
 def _load_shares(tensors: dict[str, Tensor], checkpoint: Path) -> None:
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # on purpose
-        dcp.load(tensors, storage_reader=_reader(checkpoint))
+        load(tensors, storage_reader=_reader(checkpoint))
 
 
 def _reader(checkpoint: Path) -> Any:
     """Reads shares, and whole tensors, into shares or whole tensors."""
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-    return dcp.HuggingFaceStorageReader(str(checkpoint))
+    return HuggingFaceStorageReader(str(checkpoint))
 
 
 def _is_whole(checkpoint: Path) -> bool:

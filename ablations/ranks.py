@@ -69,11 +69,12 @@ class Ranks:
         return self._shard(model) if self.sharded else model
 
     def _shard(self, model: nn.Module) -> nn.Module:
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard  # here, because it takes a while that few need to wait for
 
         # A block's state holds views of its weights. Nothing writes into a state, which is what torch warns of.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-        mesh = dist.init_device_mesh(next(model.parameters()).device.type, (self.size,))
+        mesh = init_device_mesh(next(model.parameters()).device.type, (self.size,))
         for module in [*_blocks(model), model]:
             fully_shard(module, mesh=mesh)
         return model

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from ablations import checkpoint
 from ablations.ranks import ALONE, Parallel, Ranks
@@ -27,17 +27,18 @@ MODELS: dict[str, dict[str, Any]] = {
     "transformer": {},
     "sliding_window": {"window": 3},
     "mamba2": {},
-    "lmm": {"rule": RULE, "persistent": 2},
+    "lmm": {"rule": RULE, "persistent": 2, "depth": 2},
     "mac": {"rule": MATRIX, "segment": 3},
     "mag": {"rule": RULE, "window": 3},
     "mal": {"rule": RULE, "window": 3, "checkpoint": True},
     "bank": {"rule": MATRIX, "levels": (1, 3)},
     "tnt": {"rule": MATRIX, "chunk": 3, "shards": (3,)},
     "hybrid": {
+        "depth": 2,
         "pattern": [
             {"name": "neural_memory", "rule": RULE, "recompute": 3},
             {"name": "neural_memory", "rule": RULE | {"mini_batch": 1}},
-        ]
+        ],
     },
 }
 PARALLEL: tuple[Parallel, ...] = ("ddp", "fsdp", "sequence")
@@ -75,7 +76,7 @@ def steps_of(name: str) -> TrainConfig:
 
 def model(name: str, **changes: Any) -> nn.Module:
     """Every architecture, but for the sizes."""
-    return build("architecture", name, vocab_size=VOCAB, dim=8, heads=2, **{"depth": 2, **MODELS[name], **changes})
+    return build("architecture", name, vocab_size=VOCAB, dim=8, heads=2, **{"depth": 1, **MODELS[name], **changes})
 
 
 def trained(name: str, settings: TrainConfig, ranks: Ranks = ALONE, start: Path | None = None) -> Training:
@@ -124,12 +125,26 @@ def one_mixer(part: slice = slice(None), parallel: bool = False) -> dict[str, Te
     return {"y": y.detach()} | {name: weight.grad for name, weight in mixer.named_parameters()}
 
 
+def two_calls(ranks: Ranks) -> dict[str, Tensor]:
+    """Logits and gradients of a model that is called twice, the second time with the state of the first call."""
+    made = make_model(lambda: model("lmm", rule={"name": "ttt_mlp", "mini_batch": 3}), config())
+    called = ranks.spread(made)
+    ids = Echo().batch(torch.Generator().manual_seed(0), 2).ids
+    y, state = called(ids[:, :4])
+    y = torch.cat([y, called(ids[:, 4:], state)[0]], 1)
+    y.square().sum().backward()
+    named = made.named_parameters()
+    whole = {name: x.grad.full_tensor() if ranks.sharded else x.grad for name, x in named}  # type: ignore[union-attr]
+    return {"y": y.detach(), **whole}  # type: ignore[dict-item]
+
+
 def _rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(rank=rank, world_size=2, init_method=f"file://{folder / 'meet'}")
     found: dict[str, Any] = {}
     for cut in CUTS:
         found[f"cut {cut}"] = one_mixer(slice(0, cut) if rank == 0 else slice(cut, None), parallel=True)
+    found["two calls"] = two_calls(Ranks(rank, 2, "fsdp"))
     for parallel in PARALLEL:
         ranks = Ranks(rank, 2, parallel)
         for name in MODELS:
@@ -143,8 +158,7 @@ def _rank(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def run_two(folder: Path) -> list[dict[str, Any]]:
-    """What each of two ranks finds; in the folder lie the checkpoints `alone`, `ddp` and `fsdp` after 2 steps."""
+def run_two(folder: Path) -> None:
+    """Leave what each of two ranks finds, and the checkpoints of one process and of each way to share, in a folder."""
     checkpoint.save(trained(SAVED, config(steps=2)), folder / "alone")
-    mp.spawn(_rank, (folder,), nprocs=2)
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+    spawn(_rank, (folder,), nprocs=2)

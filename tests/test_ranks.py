@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +28,45 @@ from ranks import (
     run_two,
     steps_of,
     trained,
+    two_calls,
 )
 
 import memkit
 from ablations import checkpoint
+from ablations.cli import main
 from ablations.ranks import ALONE, Ranks, join
 from ablations.settings import TrainConfig
 from ablations.tasks import Batch
 
+HOUSE = Path(__file__).parents[1]
+SMALL = shlex.split(
+    "--steps 2 --option dim=16 --option depth=1 --option heads=2 --train-option batch=2 "
+    "--task-option length=16 --task-option held_out_bytes=32"
+)
 every_way = pytest.mark.parametrize("parallel", PARALLEL)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ranks")
+    """Where two ranks have been; the first of pytest's own processes sends them, and the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "two-ranks"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        for _ in range(3000):
+            if (folder / "done").exists():
+                return folder
+            time.sleep(0.1)
+    run_two(folder)
+    (folder / "done").touch()
+    return folder
 
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> list[dict[str, Any]]:
-    """What each of two ranks found; the checkpoints are in `folder`."""
-    return run_two(folder)
+    """What each of two ranks found."""
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -112,6 +138,13 @@ def test_ranks_name_the_same_place_of_a_divergence(found: list[dict[str, Any]], 
         assert rank[f"{parallel} diverges"] == expected
 
 
+def test_a_sharded_model_goes_on_from_its_own_state(found: list[dict[str, Any]]) -> None:
+    expected = two_calls(ALONE)
+    for rank in found:
+        for name, x in rank["two calls"].items():
+            torch.testing.assert_close(x, expected[name], rtol=1e-10, atol=1e-10, msg=name)
+
+
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_sequence_cut_between_two_ranks_is_the_sequence(found: list[dict[str, Any]], cut: int) -> None:
     whole, parts = one_mixer(), [rank[f"cut {cut}"] for rank in found]
@@ -119,6 +152,31 @@ def test_a_sequence_cut_between_two_ranks_is_the_sequence(found: list[dict[str, 
     for part in parts:
         for name, gradient in part.items():
             torch.testing.assert_close(2 * gradient, whole[name], rtol=1e-9, atol=1e-11, msg=name)
+
+
+# -- the commands of docs/parallel.md
+
+
+def test_the_documented_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = (HOUSE / "docs" / "parallel.md").read_text(encoding="utf-8")
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
+    assert all(f"--parallel {way}" in "".join(commands) for way in PARALLEL)
+    together, alone, generate = [shlex.split(line) for line in commands if "runs/fsdp" in line]
+    monkeypatch.chdir(tmp_path)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(HOUSE), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(together + SMALL, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Saved in") == 1, "one rank speaks"
+    result = tmp_path / "runs" / "fsdp" / "result.json"
+    ended = json.loads(result.read_text())
+    result.unlink()  # as if it had been stopped
+    assert main(alone[1:] + SMALL) == 0
+    assert json.loads(result.read_text()) == ended and ended["step"] == 2
+    assert main([*generate[1:], "--tokens", "4"]) == 0
+    assert "The " in capfd.readouterr().out
 
 
 # -- who does what
@@ -131,7 +189,8 @@ def test_blocks_that_run_again_backward_cannot_hand_on_a_state() -> None:
 
 def test_parts_are_the_batch() -> None:
     ids = torch.arange(10).view(5, 2)
-    for parallel, axis, sizes in (("ddp", 0, [2, 2, 1]), ("fsdp", 0, [2, 2, 1]), ("sequence", 1, [1, 1, 0])):
+    for parallel in PARALLEL:
+        axis, sizes = (1, [1, 1, 0]) if parallel == "sequence" else (0, [2, 2, 1])
         parts = [Ranks(rank, 3, parallel).part(Batch(ids, -ids)) for rank in range(3)]
         assert [part.ids.shape[axis] for part in parts] == sizes
         assert torch.equal(torch.cat([part.ids for part in parts], axis), ids)
