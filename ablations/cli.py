@@ -19,6 +19,7 @@ from ablations.bench import print_benchmark, run_shown
 from ablations.display import Display
 from ablations.grid import changed, read_grid
 from ablations.listing import print_component, print_kind, print_kinds
+from ablations.mistakes import in_words
 from ablations.ranks import Parallel
 from ablations.report import write_report
 from ablations.report.table import print_table
@@ -30,7 +31,6 @@ from ablations.single import continue_text, train_one
 from ablations.strict import assignments
 from memkit.divergence import DivergedError
 from memkit.own_files import import_files
-from memkit.registry import UnknownName
 
 PIPED_WIDTH = 200  # columns of a table that goes to a file or another program
 DEFAULT_STEPS = TrainConfig.model_fields["steps"].default
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (ValueError, OSError, DivergedError) as error:
-        _err().print(f"[bold red]Error:[/bold red] {escape(_words(error))}", highlight=False, soft_wrap=True)
+        _err().print(f"[bold red]Error:[/bold red] {escape(in_words(error))}", highlight=False, soft_wrap=True)
         return 1 if isinstance(error, DivergedError) else 2
     return 0
 
@@ -277,15 +277,6 @@ def _with(options: dict[str, Any], given_by: str, **own: Any) -> dict[str, Any]:
         flag = "--text" if key == "path" else f"--{key}"
         raise ValueError(f"{given_by} {key}={options[key]} has a flag of its own, which says {used[key]}. Use {flag}.")
     return options | used
-
-
-def _words(error: Exception) -> str:
-    """What went wrong; of a file, which one and why; of an unknown name, how one's own comes to be known."""
-    if isinstance(error, UnknownName) and error.kind not in ("benchmark", "grid"):  # of which no file is imported
-        return f"{error} The file of one of your own is given with --import."
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}. Check the path, and that it may be read or written."
-    return str(error)
 
 
 def _out() -> Console:
