@@ -56,7 +56,8 @@ def memorize(
     call to the next, starts a new document from `state.initial`.
     form: "auto", which takes the fastest exact one, or one by name: "scan" (the definition), "dual" (blocks at
     once), "solve" (matrix memories, exact online), "iterate" (deep memories, exact online), "write" (writes of
-    `update_every` tokens), "expand" (optimizers that turn their steps, as Muon does); `explain` says more.
+    `update_every` tokens), "expand" (optimizers that turn their steps, as Muon does); `explain` says more. Never
+    chosen, as nobody has measured it: "triton" ("dual" with a kernel, for an MLP of depth 2; see `triton_dual`).
     block_size: how many tokens the engine takes at once at most; it never changes the answer.
     rounds, tolerance: when "iterate" stops: after so many rounds, unlooked and exact only for the first `rounds` + 1
     gradient points of a block; or when nothing changes by more than `tolerance` of the largest number (default:

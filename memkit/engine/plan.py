@@ -11,12 +11,16 @@ import torch
 
 from memkit.engine.memory_state import require_rule
 from memkit.registry import nearest
+from memkit.parts.memory import MLPMemory
 from memkit.rule import Rule, at_weights, identity
 
-Form = Literal["auto", "scan", "dual", "solve", "iterate", "write", "expand"]
-FORMS = ("auto", "scan", "dual", "solve", "iterate", "write", "expand")
+Form = Literal["auto", "scan", "dual", "solve", "iterate", "write", "expand", "triton"]
+FORMS = ("auto", "scan", "dual", "solve", "iterate", "write", "expand", "triton")
 SEQUENTIAL_LIMIT = 1024
 """Tokens above which `auto` says once that a rule runs one token at a time."""
+
+KERNEL_BLOCKS = (16, 32, 64)
+"""Tokens of a mini-batch that the form "triton" takes."""
 
 _warned: set[str] = set()
 
@@ -95,6 +99,27 @@ def _not_expandable(rule: Rule) -> list[str]:
     return found
 
 
+def _not_for_the_kernel(rule: Rule) -> list[str]:
+    """What keeps a rule from the kernel of `triton_dual`, whatever the widths of its tokens are."""
+    found = _moving_weights(rule)
+    memory = rule.memory
+    plain = isinstance(memory, MLPMemory) and memory.depth == 2 and memory.activation == "silu" and not memory.residual
+    if not plain:
+        found.append("its memory is not an MLP of depth 2 with silu")
+    if not (rule.objective.quadratic or rule.objective.linear):
+        found.append(f"the gradient of its objective {rule.objective.name!r} is not linear in the prediction")
+    if rule.point is not at_weights:
+        found.append("its gradient point is not the weights themselves")
+    slots = len(rule.init_slots(torch.zeros(())))
+    if slots != 1:
+        found.append(f"it keeps {slots} numbers beside each weight, and the kernel one, the momentum")
+    if rule.mini_batch not in KERNEL_BLOCKS:
+        found.append(f"its mini_batch is {rule.mini_batch}, and the kernel's blocks have 16, 32 or 64 tokens")
+    if rule.surprise_limit is not None:
+        found.append("its surprise_limit is not linear")
+    return found
+
+
 OBSTACLES: dict[str, Callable[[Rule], list[str]]] = {
     "scan": lambda rule: [],
     "dual": _not_linear,
@@ -102,6 +127,7 @@ OBSTACLES: dict[str, Callable[[Rule], list[str]]] = {
     "iterate": _not_iterable,
     "write": _not_a_write,
     "expand": _not_expandable,
+    "triton": _not_for_the_kernel,
 }
 """What stands in the way of each form; an empty list where nothing does."""
 

@@ -14,6 +14,7 @@ from memkit.engine.memory_state import Rows
 from memkit.engine.rounds import Rounds
 from memkit.engine.scan import Watch, scan
 from memkit.engine.solve import solve
+from memkit.engine.triton_dual import triton_dual
 from memkit.engine.write import write
 from memkit.layout import Layout, lay_out, without_periods
 from memkit.rule import Rule, Tokens
@@ -55,6 +56,8 @@ def run(
     seen: Watch | None = None if watch is None else []
     if how.form == "dual":
         y, rows = dual(rule, placed, rows, layout.blocks, layout.valid, seen)
+    elif how.form == "triton":
+        y, rows = triton_dual(rule, placed, rows, layout.blocks, layout.valid, seen)
     elif how.form == "expand":
         y, rows = expand(rule, placed, rows, layout.blocks, layout.valid, seen)
     elif how.form == "write":
@@ -74,6 +77,8 @@ def _layout(
         return lay_out(rule.period, mask, offset, phase, tokens, rule.period)
     if not rule.sees_weights:
         return without_periods(mask, tokens, size)
+    if form == "triton":  # its blocks are of one size: whole mini-batches
+        return lay_out(rule.period, mask, offset, phase, tokens, rule.mini_batch)
     if form == "iterate":
         size = min(size, ITERATE_BLOCK * rule.mini_batch)
         return lay_out(rule.period, mask, offset, phase, tokens, size, across=True)

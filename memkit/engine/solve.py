@@ -113,7 +113,7 @@ def _asked(rule: Rule, q: Tensor, seen: AnyEffect) -> tuple[Tensor, AnyEffect, i
 
 def _errors(rule: Rule, here: Tokens, own: AnyCoefficients) -> _Errors:
     """Solve the triangular systems of blocks `[N, L, ...]` for any carry."""
-    fixed, slope = _affine(rule, here)
+    fixed, slope = affine(rule, here)
     if rule.objective.linear or own.point is None:
         return _Errors(fixed, None)
     system = -slope * heard(own.point, here.k, here.k)  # strictly lower; the diagonal of 1 is implied
@@ -123,7 +123,7 @@ def _errors(rule: Rule, here: Tokens, own: AnyCoefficients) -> _Errors:
     return _Errors(fixed, by_carry)
 
 
-def _affine(rule: Rule, here: Tokens) -> tuple[Tensor, Tensor]:
+def affine(rule: Rule, here: Tokens) -> tuple[Tensor, Tensor]:
     """The error at a prediction of 0, `[N, L, V]`, and how it grows with the prediction, `[N, L, 1]`."""
     graph = graph_wanted((here.v, here.gates))
     with unhooked(), torch.enable_grad():
