@@ -20,7 +20,7 @@ WIDTH, HEADS, BATCH, TOKENS = 16, 1, 2, 37  # two mini-batches of 16, and a part
 
 
 def titans(**options: Any) -> Rule:
-    return memkit.build("rule", "titans", **{"expansion": 4, "mini_batch": 16} | options)
+    return memkit.build("rule", "titans", **{"expansion": 2, "mini_batch": 16} | options)
 
 
 class Problem:
@@ -38,7 +38,9 @@ class Problem:
             past = map_tensors(lambda x: x[:, :seen], (q, k, v, gates))
             state = memkit.memorize(rule, *past, state)[1]
         wide = map_tensors(lambda x: x.to(dtype).requires_grad_(), (q, k, v, gates))
-        made = {name: map_tensors(lambda x: leaf(x, dtype), getattr(state, name)) for name in ("weights", "slots", "anchor")}
+        made = {
+            name: map_tensors(lambda x: leaf(x, dtype), getattr(state, name)) for name in ("weights", "slots", "anchor")
+        }
         self.rule, self.given, self.state = rule, wide, replace(state, **made)
         self.leaves = tensors((wide, *made.values()))
 

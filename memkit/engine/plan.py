@@ -10,12 +10,14 @@ from typing import Literal
 import torch
 
 from memkit.engine.memory_state import require_rule
-from memkit.registry import nearest
 from memkit.parts.memory import MLPMemory
+from memkit.registry import nearest
 from memkit.rule import Rule, at_weights, identity
 
 Form = Literal["auto", "scan", "dual", "solve", "iterate", "write", "expand", "triton"]
-FORMS = ("auto", "scan", "dual", "solve", "iterate", "write", "expand", "triton")
+EVERYWHERE = ("scan", "dual", "solve", "iterate", "write", "expand")
+"""The forms that run on every machine and for tokens of any width: those that `auto` chooses from."""
+FORMS = ("auto", *EVERYWHERE, "triton")
 SEQUENTIAL_LIMIT = 1024
 """Tokens above which `auto` says once that a rule runs one token at a time."""
 

@@ -1,17 +1,22 @@
-"""The form `triton`: `dual` for the memory of Titans, with a kernel for what blocks hand on to each other.
+"""The form `triton`: `dual` for the memory of Titans, with kernels for what blocks hand on to each other.
 
-Only tape and fold wait for the block before. So a kernel walks them (`triton_kernels`, forward and backward), one
-launch for up to 32 blocks where `dual` makes some 30 launches a block. All else is done for all blocks at once by
-torch: the coefficients, and the reading, which is `dual`'s own `read`, differentiated by autograd.
+Only tape and fold wait for the block before. So a kernel walks the blocks (`triton_kernels`), one launch for up to 32
+of them forward and one backward. All else is done for all blocks at once by torch: the coefficients, the gradients
+that wait for no block, and the reading, which is `dual`'s own `read`, differentiated by autograd.
 
-It is asked for by name, on CUDA tensors; Triton's interpreter runs it on a CPU, and tests hold it to `scan` there. **Its
-speed is not measured**: no GPU was at hand. `memkit bench triton` measures it on a machine that has one. What is known,
-from compiling it for sm_90 with heads of 64, mini-batches of 64 and 256 hidden units:
+It is asked for by name, on CUDA tensors. Triton's interpreter runs it on a CPU, where tests hold it to `scan` in
+outputs, state and gradients. **Its speed is not measured**, as no GPU was at hand; `memkit bench triton` measures it
+where there is one. What compiling it for sm_90 says, with triton 3.9, heads of 64, mini-batches of 64 and 256 hidden
+units:
 
-SPILLS
+                          registers a thread    spilled, bytes    shared memory
+    tf32     forward      168                   0                 24 KiB
+             backward     254                   0                 24 KiB
+    tf32x3   forward      245                   0                 16 KiB
+             backward     255                   272               16 KiB
 
-A program runs a row, so a GPU of 132 multiprocessors is not full below 132 rows of batch times heads.
-For the backward pass a call keeps the state before every block, as `dual` does. Differentiable once.
+A row, a head of a batch row, is one program of 4 warps, and registers let two be on a multiprocessor. For the backward
+pass a call keeps the state before every block, as `dual` does. Gradients cannot be differentiated again.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from memkit.engine import coefficients
-from memkit.engine.block import before, read, stacked
+from memkit.engine.block import read, stacked
 from memkit.engine.coefficients import Coefficients, Effect
 from memkit.engine.dual import begin, dual
 from memkit.engine.memory_state import Rows, cut
@@ -40,8 +45,10 @@ GROUP = 32
 """Blocks of one launch: their states, 256 KiB a row at the shape above, are in memory together."""
 WIDTHS = (16, 32, 64)
 """Of keys and values that the kernel takes."""
-FORWARD, BACKWARD = {"SLICE": 32, "num_warps": 8, "num_stages": 1}, {"SLICE": 16, "num_warps": 8, "num_stages": 1}
-"""Hidden units that a kernel takes at once, and how it is compiled."""
+SLICE = 16
+"""Hidden units that the kernels take at once: more of them spill registers."""
+COMPILED = {"num_warps": 4, "num_stages": 1}
+"""How the kernels are compiled: loads are not moved ahead across a program's own stores."""
 
 
 def triton_dual(
@@ -89,9 +96,9 @@ def _check(rule: Rule, tokens: Tokens, rows: Rows) -> None:
             f"form 'triton' takes keys and values of one width, 16, 32 or 64; got K = {key_dim} and V = {value_dim}. "
             "Use form='auto'."
         )
-    if hidden % FORWARD["SLICE"]:
+    if hidden % SLICE:
         raise ValueError(
-            f"form 'triton' takes hidden units by {FORWARD['SLICE']}; rule {rule.name!r} has {hidden}. "
+            f"form 'triton' takes hidden units by {SLICE}; rule {rule.name!r} has {hidden}. "
             "Use another expansion, or form='auto'."
         )
     compiled = isinstance(kernels().forward, kernels().triton.JITFunction)
@@ -123,9 +130,7 @@ def _padded(size: int, tokens: Tokens, blocks: list[Block], valid: Tensor | None
     return _Padded(tokens, valid, front, count)
 
 
-def _group(
-    rule: Rule, tokens: Tokens, rows: Rows, blocks: list[Block], valid: Tensor | None
-) -> tuple[Tensor, Rows]:
+def _group(rule: Rule, tokens: Tokens, rows: Rows, blocks: list[Block], valid: Tensor | None) -> tuple[Tensor, Rows]:
     """Blocks of one launch."""
     length = tokens.k.shape[1]
     anchor = begin(rule, blocks[0], stacked(rows), dict(rows.anchor), rows, tokens.gates)
@@ -186,7 +191,10 @@ def _rows_after(rows: Rows, blocks: list[Block], anchor: dict[str, Tensor], chai
     there = last.view(1, -1, 1, 1, 1).expand(1, -1, *chain.before.shape[2:])
     seen = chain.before.gather(0, there)[0]
     in_first = (last == 0)[:, None, None]
-    kept = {"w1": torch.where(in_first, anchor["w1"], seen[:, 0]), "w2": torch.where(in_first, anchor["w2"], seen[:, 2].mT)}
+    kept = {
+        "w1": torch.where(in_first, anchor["w1"], seen[:, 0]),
+        "w2": torch.where(in_first, anchor["w2"], seen[:, 2].mT),
+    }
     return replace(
         rows,
         weights={"w1": w1, "w2": w2.mT},
@@ -214,7 +222,7 @@ class _Chain(torch.autograd.Function):
         predictions, e = torch.empty_like(r), torch.empty_like(r)
         a, g = (k.new_empty(count, n, size, start.shape[-1]) for _ in range(2))
         ctx.precision = _precision(k.dtype)
-        _launch("forward", FORWARD, ctx.precision, [k, r, numbers, folding, states, predictions, e, a, g])
+        _launch("forward", ctx.precision, [k, r, numbers, folding, states, predictions, e, a, g])
         ctx.save_for_backward(k, numbers, folding, states, predictions, e, a, g)
         return states[1:-1], states[-1].clone(), e, a, g
 
@@ -229,7 +237,7 @@ class _Chain(torch.autograd.Function):
         grad_z, grad_d, slopes = (torch.empty_like(a) for _ in range(3))
         arrived = [grads, *(x.contiguous() for x in others)]
         made = [grad_r, scaled, grad_z, grad_d, slopes]
-        _launch("backward", BACKWARD, ctx.precision, [k, numbers, folding, states, e, a, *arrived, *made])
+        _launch("backward", ctx.precision, [k, numbers, folding, states, e, a, *arrived, *made])
 
         left = grads[2:].unflatten(2, (2, 2))  # [blocks, N, layer, (weight, slot), D, HIDDEN]
         by_key = torch.einsum("bnlh,bnidh->bnild", g, left[:, :, 0])
@@ -243,14 +251,14 @@ class _Chain(torch.autograd.Function):
         return grad_k, grad_r, torch.cat([writes, slope], 2), grad_folding, grads[0, :, 0::2], grads[1]
 
 
-def _launch(kernel: str, how: dict[str, int], precision: str, tensors: list[Tensor]) -> None:
+def _launch(kernel: str, precision: str, tensors: list[Tensor]) -> None:
     """Run a kernel with a program a row on tensors, the first of which is k."""
     k = tensors[0]
     count, rows, size, width = k.shape
     hidden = tensors[-1].shape[-1]
     with torch.cuda.device_of(k):
         run = getattr(kernels(), kernel)[(rows,)]
-        run(*tensors, count, L=size, D=width, HIDDEN=hidden, PRECISION=precision, **how)
+        run(*tensors, count, L=size, D=width, HIDDEN=hidden, SLICE=SLICE, PRECISION=precision, **COMPILED)
 
 
 def _precision(dtype: torch.dtype) -> str:

@@ -202,7 +202,7 @@ def fitting_sizes(rule: Rule) -> list[tuple[int, int]]:
 def forms(rule: Rule) -> list[str]:
     """The forms that the engine offers for a rule, `scan` first; every one must give the same answer. Not "auto"."""
     found = []
-    for form in plan.FORMS[1:]:
+    for form in plan.EVERYWHERE:
         try:
             plan.choose(rule, form, 1)
             found.append(form)
