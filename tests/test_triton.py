@@ -16,6 +16,7 @@ import torch
 from small_memory import Case, titans
 
 import memkit
+from ablations.bench import triton as bench
 from memkit import Rule, build
 from memkit.engine import triton_dual
 from memkit.engine.plan import fastest
@@ -77,6 +78,16 @@ def test_a_cpu_needs_the_interpreter() -> None:
     gates = dict.fromkeys(rule.gates, x[..., 0])
     with pytest.raises(ValueError, match="runs on CUDA tensors; got tensors on cpu.*set TRITON_INTERPRET=1"):
         memkit.memorize(rule, x, x, x, gates, state, form="triton")
+
+
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_on_a_gpu_it_is_as_near_as_dual(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"REPEATS": 1, "FORMS": {"triton": {"form": "triton"}, "dual": {"form": "dual"}}}.items():
+        monkeypatch.setattr(bench, name, value)
+    found = bench.one(2, "cuda", True, lambda name: None)
+    assert found["triton"]["distance"] <= 4 * found["dual"]["distance"] + 1e-5
 
 
 def test_without_triton_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
