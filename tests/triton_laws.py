@@ -35,8 +35,8 @@ class Problem:
         sizes: dict[str, Any] = {"batch": BATCH, "heads": HEADS, "key_dim": WIDTH, "value_dim": WIDTH}
         state = memkit.init_state(rule, **sizes, generator=g)
         if seen:
-            past = map_tensors(lambda x: x[:, :seen], (q, k, v, gates))
-            state = memkit.memorize(rule, *past, state)[1]
+            *past, gates_then = map_tensors(lambda x: x[:, :seen], (q, k, v, gates))
+            state = memkit.memorize(rule, past[0], past[1], past[2], gates_then, state)[1]
         wide = map_tensors(lambda x: x.to(dtype).requires_grad_(), (q, k, v, gates))
         made = {
             name: map_tensors(lambda x: leaf(x, dtype), getattr(state, name)) for name in ("weights", "slots", "anchor")
@@ -45,7 +45,8 @@ class Problem:
         self.leaves = tensors((wide, *made.values()))
 
     def run(self, form: Form, **options: Any) -> tuple[Tensor, MemoryState]:
-        return memkit.memorize(self.rule, *self.given, self.state, form=form, **options)
+        q, k, v, gates = self.given
+        return memkit.memorize(self.rule, q, k, v, gates, self.state, form=form, **options)
 
     def gradients(self, y: Tensor, state: MemoryState) -> tuple[Tensor, ...]:
         """Of a number that depends on all of a result, in a different way on each part of it."""

@@ -46,7 +46,7 @@ GROUP = 32
 WIDTHS = (16, 32, 64)
 """Of keys and values that the kernel takes."""
 SLICE = 16
-"""Hidden units that the kernels take at once: more of them spill registers."""
+"""Hidden units that the kernels take at once, a divisor of all `WIDTHS`; more of them spill registers."""
 COMPILED = {"num_warps": 4, "num_stages": 1}
 """How the kernels are compiled: loads are not moved ahead across a program's own stores."""
 
@@ -61,10 +61,10 @@ def triton_dual(
 ) -> tuple[Tensor, Rows]:
     """Run tokens (q, k, v `[N, L, ...]`, gates `[N, L]`) from `rows`, as `dual` does; blocks end where mini-batches do.
 
-    With a `watch` it is `dual`, whose tape has the losses. Raises `ValueError` where the kernel cannot run: without
-    triton, on a CPU without its interpreter, for widths that are not equal or none of `WIDTHS`, for no `dual` rule.
+    With a `watch` it is `dual`, whose tape has the losses. Raises `ValueError` where the kernels cannot run:
+    without triton, on a CPU without its interpreter, for widths that are not equal or none of `WIDTHS`.
     """
-    _check(rule, tokens, rows)
+    _check(tokens, rows)
     if watch is not None or not blocks or not tokens.k.shape[0]:
         return dual(rule, tokens, rows, blocks, valid, watch)
     groups = [blocks[i : i + GROUP] for i in range(0, len(blocks), GROUP)]
@@ -87,19 +87,13 @@ def kernels() -> Any:
         ) from error
 
 
-def _check(rule: Rule, tokens: Tokens, rows: Rows) -> None:
+def _check(tokens: Tokens, rows: Rows) -> None:
     """Raise `ValueError` unless the kernel can take these tokens here."""
-    key_dim, hidden = rows.weights["w1"].shape[-2:]
-    value_dim = tokens.v.shape[-1]
+    key_dim, value_dim = rows.weights["w1"].shape[-2], tokens.v.shape[-1]
     if key_dim != value_dim or key_dim not in WIDTHS:
         raise ValueError(
             f"form 'triton' takes keys and values of one width, 16, 32 or 64; got K = {key_dim} and V = {value_dim}. "
             "Use form='auto'."
-        )
-    if hidden % SLICE:
-        raise ValueError(
-            f"form 'triton' takes hidden units by {SLICE}; rule {rule.name!r} has {hidden}. "
-            "Use another expansion, or form='auto'."
         )
     compiled = isinstance(kernels().forward, kernels().triton.JITFunction)
     if tokens.k.device.type != "cuda" and compiled:
@@ -109,32 +103,23 @@ def _check(rule: Rule, tokens: Tokens, rows: Rows) -> None:
         )
 
 
-class _Padded(NamedTuple):
-    """Tokens `[N, count * size, ...]` in blocks of one size, of which those from `front` on are the given ones."""
-
-    tokens: Tokens
-    valid: Tensor | None
-    front: int
-    count: int
-
-
-def _padded(size: int, tokens: Tokens, blocks: list[Block], valid: Tensor | None) -> _Padded:
-    """Fill up the first and the last block with tokens that never were."""
-    length, count = tokens.k.shape[1], len(blocks)
-    front = size - (blocks[0].stop - blocks[0].start) if count > 1 else 0
-    back = count * size - front - length
+def _padded(size: int, tokens: Tokens, blocks: list[Block], valid: Tensor | None) -> tuple[Tokens, Tensor | None, int]:
+    """Fill the first and the last block up to `size` with tokens that never were, and say how many come first."""
+    front = size - (blocks[0].stop - blocks[0].start) if len(blocks) > 1 else 0
+    back = len(blocks) * size - front - tokens.k.shape[1]
     if front or back:
         there = torch.ones_like(tokens.k[..., 0], dtype=torch.bool) if valid is None else valid
         valid = F.pad(there, (front, back))
         tokens = map_tensors(lambda x: F.pad(x, (0, 0) * (x.dim() - 2) + (front, back)), tokens)
-    return _Padded(tokens, valid, front, count)
+    return tokens, valid, front
 
 
 def _group(rule: Rule, tokens: Tokens, rows: Rows, blocks: list[Block], valid: Tensor | None) -> tuple[Tensor, Rows]:
     """Blocks of one launch."""
     length = tokens.k.shape[1]
     anchor = begin(rule, blocks[0], stacked(rows), dict(rows.anchor), rows, tokens.gates)
-    tokens, valid, front, count = _padded(rule.mini_batch, tokens, blocks, valid)
+    count = len(blocks)
+    tokens, valid, front = _padded(rule.mini_batch, tokens, blocks, valid)
     own = coefficients.unroll(coefficients.probe(rule, tokens, valid).blocks(count, rule.mini_batch))
     chain = _chain(rule, tokens, rows, anchor, own, count)
     y = _read(rule, tokens, own, chain, count)
