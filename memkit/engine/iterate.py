@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from memkit.engine import coefficients
-from memkit.engine.block import fold, stacked, unstacked
+from memkit.engine.block import fold, stacked, unstacked, written
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.dual import after, begin, observe_block, of_blocks, reader
 from memkit.engine.memory_state import Rows, Weights, cut
 from memkit.engine.rounds import Rounds, settle
 from memkit.engine.scan import Watch
-from memkit.engine.tape import Tape, record
+from memkit.engine.sweep import answering
+from memkit.engine.tape import Tape, graph_wanted, record
 from memkit.layout import Block
 from memkit.rule import Rule, Tokens
+from memkit.state import map_tensors
 
 
 class _Piece(NamedTuple):
@@ -51,6 +53,11 @@ def iterate(
     """
     outputs = [tokens.v[:, :0]]
     carry, anchor = stacked(rows), dict(rows.anchor)
+    record(rule, *map_tensors(lambda x: x[:, :0], (tokens.k, tokens.v, tokens.gates)), rows.weights, rows.constants)
+    solved = answering(rule, tokens.k, carry, rows.constants)
+    # Nobody keeps a carry that is left behind, unless for gradients or as an anchor.
+    keep = rows.anchor or graph_wanted((tokens, rows.weights, rows.slots, rows.constants))
+    spare = {} if keep else map_tensors(torch.empty_like, carry)
     lengths = [block.stop - block.start for block in blocks]
     steps = coefficients.probe(rule, tokens, valid)
     queue = deque(map(_Piece, blocks, cut(tokens, lengths), steps.cut(lengths), of_blocks(steps, lengths, point=True)))
@@ -64,17 +71,29 @@ def iterate(
             tape = record(rule, here.k, here.v, here.gates, anchor, rows.constants, surprise=watch is not None)
         else:
             seen = _at_points(own, rule.mini_batch)
-            tape = settle(rule, here, seen, carry, rows, rounds, surprise=watch is not None)
+            tape = settle(rule, here, seen, carry, rows, rounds, solved, surprise=watch is not None)
             if tape is None:
                 queue.extendleft(reversed(_halves(rule, piece, there)))
                 continue
             anchor = _last_points(seen, carry, tape, there, anchor) if rows.anchor else {}
         observe_block(watch, tape, size)
         outputs.append(rule.memory.forward(reader(rule, carry, own, tape), here.q, rows.constants))
-        carry = after(carry, own, tape)
+        carry, spare = _after(carry, spare, own, tape), carry if spare else {}
     weights, slots = unstacked(carry, rows)
     anchor = {name: anchor[name] for name in rows.anchor}
     return torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots, anchor=anchor)
+
+
+def _after(carry: Weights, spare: Weights, own: Coefficients, tape: Tape) -> Weights:
+    """(Weight, slots) after the block, in the spare memory where there is some: fresh memory costs more than the sums."""
+    if not spare:
+        return after(carry, own, tape)
+    for name, x in carry.items():
+        n = own.last_carry.shape[-1]
+        apart = (x.shape[0], n, x.shape[1] // n * x.shape[2])
+        torch.bmm(own.last_carry, x.view(apart), out=spare[name].view(apart))
+        spare[name].baddbmm_(written(own.last_write, tape.inputs[name]).mT, tape.errors[name])
+    return spare
 
 
 def _at_points(own: Coefficients, mini_batch: int) -> Effect:

@@ -1,30 +1,26 @@
 """Rounds that settle: the errors of a block whose gradients see weights that hold the block's own earlier writes.
 
-A round is the tape under the read meaning of `linear`, with the round before's inputs a and errors r:
+A round (`sweep`) makes new errors of old ones, r <- G(r). What a token sees of the block's writes is strictly
+triangular, so round n is exact for the first n + 1 gradient points of the block, and the answer exact to rounding
+after as many rounds as there are points, in practice far sooner.
 
-    (a, r) <- G(a, r) = tape of linear(x) = P (x Z) + ((x a^T) * C) r
-
-C is strictly triangular, so round n is exact for the first n + 1 gradient points of the block, and the answer
-exact to rounding after as many rounds as there are points, in practice far sooner.
-
-The gradient at the fixed point z = G(z, theta) needs no history of rounds: with l = d loss / d z it is
-dG/dtheta^T m, where m = l + dG/dz^T m is found by rounds of its own. dG/dz is strictly triangular too, so they
+The gradient at the fixed point r = G(r, theta) needs no history of rounds: with l = d loss / d r it is
+dG/dtheta^T m, where m = l + dG/dr^T m is found by rounds of its own. dG/dr is strictly triangular too, so they
 end as the rounds forward do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from memkit.engine.block import mixed, read
 from memkit.engine.coefficients import Effect
 from memkit.engine.memory_state import Rows, Weights
-from memkit.engine.tape import Tape, graph_wanted, record_through
+from memkit.engine.sweep import Given, Round, Sweep, pull
+from memkit.engine.tape import Tape, graph_wanted, squared_surprise
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors, tensors, with_tensors
 
@@ -33,158 +29,159 @@ PATIENCE = 2
 
 
 class Rounds(NamedTuple):
-    """When to stop: after `most` rounds, unlooked; or, where that is None, at a change of `tolerance` of the largest
-    number (None: what rounding leaves undecided)."""
+    """When to stop: after `most` rounds, unlooked; or, where that is None, when what the weights say is `tolerance`
+    of a row's largest number from settled (None: what rounding leaves undecided)."""
 
     most: int | None = None
     tolerance: float | None = None
 
 
-class Given(NamedTuple):
-    """What a block's rounds start from: its tokens, what each gradient sees of the carry and of every write."""
-
-    tokens: Tokens
-    seen: Effect
-    carry: Weights
-    constants: Weights
-
-
 def settle(
-    rule: Rule, here: Tokens, seen: Effect, carry: Weights, rows: Rows, rounds: Rounds, *, surprise: bool
+    rule: Rule,
+    here: Tokens,
+    seen: Effect,
+    carry: Weights,
+    rows: Rows,
+    rounds: Rounds,
+    solved: str | None,
+    *,
+    surprise: bool,
 ) -> Tape | None:
-    """The block's tape, with gradient norms if `surprise` asks; None where rounds come no closer, or overflow."""
+    """The block's tape, with gradient norms if `surprise` asks; None where rounds come no closer, or overflow.
+
+    solved: the linear whose errors each round solves for, as `sweep.answering` says.
+    """
     given = Given(here._replace(q=here.q[..., :0]), seen, carry, rows.constants)
-    graph = graph_wanted(given)
-    if rounds.most is not None:
-        tape = None
-        for _ in range(rounds.most + 1):
-            tape = _round(rule, given, tape, graph=graph, surprise=surprise)
-        return tape
     points = -(-here.k.shape[1] // rule.mini_batch)
-    tolerance = 64 * torch.finfo(here.k.dtype).eps if rounds.tolerance is None else rounds.tolerance
+    tolerance = 4 * torch.finfo(here.k.dtype).eps if rounds.tolerance is None else rounds.tolerance
+    once = _Once(rule, given, solved, points - 1, tolerance)
     with torch.no_grad():
-        tape = _settled(rule, map_tensors(Tensor.detach, given), points - 1, tolerance, surprise=surprise)
-    if tape is None or not graph:
-        return tape
-    once = _Once(rule, given, tuple(tape.inputs), points - 1, tolerance)
-    found = _AtFixedPoint.apply(once, (*tape.inputs.values(), *tape.errors.values()), *tensors(given))
-    return _tape(tape, found)
+        go = Round(rule, map_tensors(Tensor.detach, given), solved)
+        found = _settled(go, points - 1, tolerance) if rounds.most is None else go({})
+    if found is None:
+        return None
+    if graph_wanted(given):
+        old = {} if rounds.most is not None else {name: found.errors[name] for name in go.unknown}
+        found = once.joined(found, old, settled=rounds.most is None)
+    for _ in range(rounds.most or 0):
+        old = {name: found.errors[name] for name in go.unknown}
+        with torch.no_grad():
+            found = go(map_tensors(Tensor.detach, old))
+        if graph_wanted(given):
+            found = once.joined(found, old, settled=False)
+    loss = rule.objective.loss(found.prediction, here.v, here.gates).detach()
+    squared = found.squared_surprise
+    if surprise and squared is None:
+        squared = squared_surprise(found.inputs, found.errors)
+    return Tape(found.inputs, found.errors, loss, squared)
 
 
-def _settled(rule: Rule, given: Given, exact: int, tolerance: float, *, surprise: bool) -> Tape | None:
-    tape, closest, waited = _round(rule, given, None, surprise=surprise), float("inf"), 0
-    for n in range(1, exact + 1):
-        found = _round(rule, given, tape, surprise=surprise)
-        change = _distance(_unknowns(found), _unknowns(tape))
-        tape = found
-        if not change < float("inf"):
+def _settled(go: Round, exact: int, tolerance: float) -> Sweep | None:
+    found, change, closest, waited = go({}), None, float("inf"), 0
+    for n in range(1, exact + 1) if go.unknown else ():
+        before, found = found, go({name: found.errors[name] for name in go.unknown})
+        moved = _moved(*([x.outputs[name] for name in go.unknown] for x in (found, before)))
+        furthest, left = _furthest(moved, change)
+        if not furthest < float("inf"):
             return None
-        waited = 0 if change < closest else waited + 1
-        if change <= tolerance or n == exact:
+        if left <= tolerance or n == exact:
             break
+        waited = 0 if furthest < closest else waited + 1
         if waited >= PATIENCE:
             return None
-        closest = min(change, closest)
-    return tape
+        closest, change = min(furthest, closest), moved
+    return found
 
 
-def _round(rule: Rule, given: Given, tape: Tape | None, *, graph: bool = False, surprise: bool = False) -> Tape:
-    """One round: the tape at weights that hold the writes of the tape before, or none in the first round."""
-    here, seen, carry, constants = given
+def _moved(found: list[Tensor], before: list[Tensor]) -> Tensor:
+    """The largest change at every token, `[N, L]`, relative to the row's largest number before."""
+    changes = []
+    for new, old in zip(found, before, strict=True):
+        scale = old.abs().amax((1, 2), keepdim=True).clamp(min=1e-30)
+        changes.append((new - old).abs_().amax(-1, keepdim=True) / scale)
+    return torch.cat(changes, -1).amax(-1)
 
-    def linear(name: str, x: Tensor) -> Tensor:
-        if tape is None:
-            return mixed(seen.carry, x) @ carry[name]
-        return read(seen, x, carry[name], tape.inputs[name], tape.errors[name])
 
-    return record_through(
-        rule, here.k, here.v, here.gates, linear, carry.keys(), constants, graph=graph, surprise=surprise
-    )
+def _furthest(moved: Tensor, before: Tensor | None) -> tuple[float, float]:
+    """The largest change, infinite if it is no number; and how far from settled that leaves us.
+
+    A token whose change was c times as large as the one before it is foreseen to change by c times as much again.
+    """
+    if not moved.numel():
+        return 0.0, 0.0
+    furthest = moved.amax()
+    if before is None:
+        both = torch.stack([furthest, furthest])
+    else:
+        foreseen = (moved * (moved / before.clamp(min=1e-30))).amax()
+        both = torch.stack([furthest, torch.minimum(foreseen, furthest)])
+    furthest, left = both.nan_to_num(nan=float("inf")).tolist()
+    rounding = 64 * torch.finfo(moved.dtype).eps
+    return furthest, left if furthest > rounding else 0.0
 
 
 class _Once(NamedTuple):
-    """One round at a fixed point: what the gradient there needs to know."""
+    """One round as a function of what is given: what its gradient needs to know."""
 
     rule: Rule
     like: Given
-    names: tuple[str, ...]
+    solved: str | None
     exact: int
     tolerance: float
 
-    def round(self, unknowns: tuple[Tensor, ...], given: list[Tensor]) -> tuple[Tensor, ...]:
-        """G(unknowns; given), with a graph."""
-        start = with_tensors(self.like, given)
-        n = len(self.names)
-        inputs, errors = (dict(zip(self.names, part, strict=True)) for part in (unknowns[:n], unknowns[n:]))
-        none = given[0].new_zeros(0)
-        return _unknowns(_round(self.rule, start, Tape(inputs, errors, none, None), graph=True))
+    def joined(self, found: Sweep, old: dict[str, Tensor], *, settled: bool) -> Sweep:
+        """The same numbers as a function of what is given and of the old errors; settled: which are the new ones."""
+        numbers = (*found.inputs.values(), *found.errors.values())
+        names = (tuple(found.inputs), tuple(found.errors), tuple(old))
+        given = tensors(self.like)
+        once = self._replace(like=map_tensors(lambda x: x.new_zeros(0), self.like))
+        joined = _AtRound.apply(once, settled, names, numbers, *old.values(), *given)
+        n = len(found.inputs)
+        inputs, errors = (dict(zip(part, x, strict=True)) for part, x in zip(names, (joined[:n], joined[n:])))
+        return found._replace(inputs=inputs, errors=errors)
 
 
-class _AtFixedPoint(torch.autograd.Function):
-    """The fixed point as a function of what is given; differentiable once."""
+class _AtRound(torch.autograd.Function):
+    """What a round found, as a function of what it was given; differentiable once."""
 
     @staticmethod
-    def forward(ctx: Any, once: _Once, found: tuple[Tensor, ...], *given: Tensor) -> tuple[Tensor, ...]:
-        """Hand on what was found, and keep it."""
-        ctx.once, ctx.count = once._replace(like=map_tensors(lambda x: x.new_zeros(0), once.like)), len(found)
-        ctx.save_for_backward(*found, *given)
+    def forward(ctx: Any, once: _Once, settled: bool, names: Any, found: tuple[Tensor, ...], *given: Tensor) -> Any:
+        """Hand on what was found, and keep what it came from."""
+        ctx.once, ctx.settled, ctx.names = once, settled, names
+        ctx.save_for_backward(*given)
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """m = l + dG/dz^T m by rounds, then dG/dtheta^T m."""
+        """m = l + dG/dr^T m by rounds, where they settled, then dG/dtheta^T m."""
         once: _Once = ctx.once
-        saved = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[2:]
+        inputs, errors, unknown = ctx.names
+        wanted = [w or (ctx.settled and i < len(unknown)) for i, w in enumerate(ctx.needs_input_grad[4:])]
+        leaves = [x.detach().requires_grad_(w) for x, w in zip(ctx.saved_tensors, wanted, strict=True)]
+        old, given = leaves[: len(unknown)], leaves[len(unknown) :]
         with torch.enable_grad():
-            unknowns = tuple(x.detach().requires_grad_() for x in saved[: ctx.count])
-            given = [x.detach().requires_grad_(w) for x, w in zip(saved[ctx.count :], wanted, strict=True)]
-            results = once.round(unknowns, given)
-        back = _pull(results, unknowns)
-        total = arriving
-        for _ in range(once.exact):
-            found = tuple(g + x for g, x in zip(arriving, back(total), strict=True))
-            change, total = _distance(found, total), found
-            if change <= once.tolerance:
-                break
-        leaves = [x for x in given if x.requires_grad]
-        slopes = iter(_pull(results, leaves)(total))
-        return None, None, *(next(slopes) if x.requires_grad else None for x in given)
+            go = Round(once.rule, with_tensors(once.like, given), once.solved, graph=True)
+            found = go(dict(zip(unknown, old, strict=True)))
+        results = [*(found.inputs[name] for name in inputs), *(found.errors[name] for name in errors)]
+        total = list(arriving)
+        if ctx.settled and unknown:
+            where = [len(inputs) + errors.index(name) for name in unknown]
+            _adjoint(once, lambda vector: pull(found, results, vector, old), total, where)
+        slopes = iter(pull(found, results, total, [x for x in leaves if x.requires_grad]))
+        return None, None, None, None, *(next(slopes) if x.requires_grad else None for x in leaves)
 
 
-def _pull(
-    results: tuple[Tensor, ...], leaves: tuple[Tensor, ...] | list[Tensor]
-) -> Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    """The product of a vector at the results with their Jacobian in the leaves; the graph is kept."""
-
-    def back(vector: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        pairs = [(x, v) for x, v in zip(results, vector, strict=True) if x.requires_grad]
-        return torch.autograd.grad(
-            [x for x, _ in pairs],
-            list(leaves),
-            [v for _, v in pairs],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-
-    return back
-
-
-def _unknowns(tape: Tape) -> tuple[Tensor, ...]:
-    return (*tape.inputs.values(), *tape.errors.values())
-
-
-def _tape(tape: Tape, unknowns: tuple[Tensor, ...]) -> Tape:
-    """The tape with other inputs and errors."""
-    n = len(tape.inputs)
-    inputs, errors = (dict(zip(tape.inputs, part, strict=True)) for part in (unknowns[:n], unknowns[n:]))
-    return tape._replace(inputs=inputs, errors=errors)
-
-
-def _distance(found: tuple[Tensor, ...], before: tuple[Tensor, ...]) -> float:
-    """The largest change of any tensor, relative to its largest number before; infinite if it is no number."""
-    pairs = [(new, old) for new, old in zip(found, before, strict=True) if new.numel()]  # there may be no rows
-    changes = [(new - old).abs().amax() / old.abs().amax().clamp(min=1e-30) for new, old in pairs]
-    return float(torch.stack(changes).amax().nan_to_num(nan=float("inf"))) if changes else 0.0
+def _adjoint(once: _Once, back: Any, total: list[Tensor], where: list[int]) -> None:
+    """Add to the vector at the errors that are old ones too what arrives there round by round."""
+    arriving, change = [total[i] for i in where], None
+    for _ in range(once.exact):
+        before = [total[i] for i in where]
+        found = [g + x for g, x in zip(arriving, back(total), strict=True)]
+        for i, x in zip(where, found, strict=True):
+            total[i] = x
+        moved = _moved(found, before)
+        _, left = _furthest(moved, change)
+        if left <= once.tolerance:
+            break
+        change = moved

@@ -80,7 +80,7 @@ def record_through(
         errors = slopes(rule, loss, outputs, graph=graph)
     if not graph:
         inputs, loss = map_tensors(Tensor.detach, (inputs, loss))
-    squared = _squared_surprise(inputs, errors) if surprise or rule.surprise_limit is not None else None
+    squared = squared_surprise(inputs, errors) if surprise or rule.surprise_limit is not None else None
     if squared is not None and rule.surprise_limit is not None:
         scale = limit_scale(squared, rule.surprise_limit)[..., None]
         errors = {name: error * scale for name, error in errors.items()}
@@ -132,6 +132,6 @@ def limit_scale(squared_norm: Tensor, limit: float) -> Tensor:
     return limit * squared_norm.clamp(min=limit**2).rsqrt()
 
 
-def _squared_surprise(inputs: dict[str, Tensor], errors: dict[str, Tensor]) -> Tensor:
+def squared_surprise(inputs: dict[str, Tensor], errors: dict[str, Tensor]) -> Tensor:
     terms = [inputs[name].square().sum(-1) * errors[name].square().sum(-1) for name in inputs]
     return torch.stack(terms).sum(0)

@@ -1,0 +1,193 @@
+"""One round over a block: forth through the memory and back, each linear at weights that hold the block's own writes.
+
+A token sees P Z of what the block began with and ((x a^T) * C) r of its earlier writes, in both directions: the
+errors read the turned matrices as the inputs read the upright ones, with a and r in each other's place,
+
+    z = P (x Z) + ((x x^T) * C) r        g = P (r Z^T) + ((r r^T) * C) x
+
+The inputs a are always this round's own x, and so are the errors on the way back; what comes from the round before
+is r on the way forth. Where the prediction is a linear's own output and the loss quadratic in it, even that r is
+this round's: it solves the triangular system of the form `solve`, and a round is nearer by so much.
+
+What lies between two linears is differentiated by autograd, piece by piece: every linear's output is a leaf, and
+so, if the outer loop wants a graph, is the gradient at its input. `pull` runs back over these cuts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from memkit.engine.block import heard
+from memkit.engine.coefficients import Effect
+from memkit.engine.memory_state import Weights
+from memkit.engine.solve import affine
+from memkit.engine.tape import limit_scale, squared_surprise, unhooked
+from memkit.rule import Rule, Tokens
+from memkit.state import map_tensors
+
+
+class Given(NamedTuple):
+    """What a block's rounds start from: its tokens, what each gradient sees of the carry and of every write."""
+
+    tokens: Tokens
+    seen: Effect
+    carry: Weights
+    constants: Weights
+
+
+class Sweep(NamedTuple):
+    """What a round found: by name, each linear's inputs, outputs and errors; what the memory said; and the cuts.
+
+    squared_surprise: gradient norms squared before any limit, where there is one.
+    """
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    errors: dict[str, Tensor]
+    prediction: Tensor
+    squared_surprise: Tensor | None
+    cuts: list[tuple[Tensor, Tensor]]
+
+
+def answering(rule: Rule, k: Tensor, carry: Weights, constants: Weights) -> str | None:
+    """The linear whose errors can be solved for: the one that makes the prediction, under a loss quadratic in it."""
+    if not (rule.objective.quadratic or rule.objective.linear) or rule.surprise_limit is not None:
+        return None
+    outputs: dict[str, Tensor] = {}
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        outputs[name] = x.new_zeros(*x.shape[:-1], carry[name].shape[-1])
+        return outputs[name]
+
+    said = rule.memory.forward(linear, k[:, :0], constants)
+    return next((name for name, out in outputs.items() if out is said), None)
+
+
+class Round:
+    """Rounds over one block; `solved` as `answering` says."""
+
+    def __init__(self, rule: Rule, given: Given, solved: str | None, *, graph: bool = False) -> None:
+        self.rule, self.given, self.solved, self.graph = rule, given, solved, graph
+        self.unknown = tuple(name for name in given.carry if name != solved)
+        self._affine = None if solved is None else affine(rule, given.tokens)
+        self._at_keys: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, old: dict[str, Tensor]) -> Sweep:
+        """One round after one that found the errors `old` of the unknown; empty: none, so that no write is seen."""
+        rule, (tokens, _, _, constants) = self.rule, self.given
+        found = Sweep({}, {}, {}, tokens.v, None, [])
+
+        def linear(name: str, x: Tensor) -> Tensor:
+            found.inputs[name] = x
+            with torch.set_grad_enabled(self.graph):
+                out = self._out(found, name, x, old.get(name))
+            found.outputs[name] = out if name == self.solved else self._cut(found, out)
+            return found.outputs[name]
+
+        with unhooked(), torch.enable_grad():
+            found = found._replace(prediction=rule.memory.forward(linear, tokens.k, constants))
+            self._back(found, old)
+        if not self.graph:
+            found = found._replace(inputs=map_tensors(Tensor.detach, found.inputs), prediction=found.prediction.detach())
+        if rule.surprise_limit is not None:
+            found = found._replace(squared_surprise=squared_surprise(found.inputs, found.errors))
+            scale = limit_scale(found.squared_surprise, rule.surprise_limit)[..., None]
+            found.errors.update({name: error * scale for name, error in found.errors.items()})
+        return found
+
+    def _out(self, found: Sweep, name: str, x: Tensor, r: Tensor | None) -> Tensor:
+        recalled, hears = self._meets(name, x)
+        if name == self.solved and self._affine is not None:
+            at_zero, slope = self._affine
+            side = torch.addcmul(at_zero, slope, recalled)
+            r = torch.linalg.solve_triangular(-slope * hears, side, upper=False, unitriangular=True)
+            found.errors[name] = r
+        if r is None:
+            return recalled
+        return torch.baddbmm(recalled, hears, r) if name in self._at_keys else recalled.baddbmm_(hears, r)
+
+    def _meets(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """P (x Z), and how much x_t hears of each write; those of the keys are the same in every round."""
+        if name in self._at_keys:
+            return self._at_keys[name]
+        met = recall(self.given.seen, x, self._parts(name, x)), heard(self.given.seen, x, x)
+        if x is self.given.tokens.k:
+            self._at_keys[name] = met
+        return met
+
+    def _parts(self, name: str, x: Tensor) -> tuple[Tensor, ...]:
+        return self.given.carry[name].unflatten(1, (-1, x.shape[-1])).unbind(1)
+
+    def _back(self, found: Sweep, old: dict[str, Tensor]) -> None:
+        """The errors, from the last linear to the first."""
+        rule, (tokens, seen, _, _) = self.rule, self.given
+        heads: list[Tensor] = []
+        slopes: list[Tensor | None] = []
+        if self.solved is None:
+            heads.append(rule.objective.loss(found.prediction, tokens.v, tokens.gates).sum())
+            slopes.append(None)
+        first = next(iter(found.inputs))
+        for name, x in reversed(found.inputs.items()):
+            if name != self.solved:
+                (found.errors[name],) = torch.autograd.grad(
+                    heads, found.outputs[name], slopes, create_graph=self.graph, retain_graph=True
+                )
+            if name == first or x is tokens.k:
+                continue
+            r = found.errors[name]
+            with torch.set_grad_enabled(self.graph):
+                turned = tuple(part.mT for part in self._parts(name, x))
+                slope = recall(seen, r, turned)
+                written = r if rule.surprise_limit is None else old.get(name)
+                if written is not None:
+                    slope.baddbmm_(heard(seen, r, written), x)
+            heads.append(x)
+            slopes.append(self._cut(found, slope))
+
+    def _cut(self, found: Sweep, x: Tensor) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        if self.graph:
+            found.cuts.append((x, leaf))
+        return leaf
+
+
+def recall(effect: Effect, x: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """P (x Z), `[N, T, out]`, Z being parts `[N, in, out]`; what is scaled by P is the narrower side."""
+    shares = effect.carry.split(1, -1)
+    if x.shape[-1] <= parts[0].shape[-1]:
+        out = (shares[0] * x) @ parts[0]
+        for share, part in zip(shares[1:], parts[1:], strict=True):
+            out.baddbmm_(share * x, part)
+        return out
+    out = shares[0] * (x @ parts[0])
+    for share, part in zip(shares[1:], parts[1:], strict=True):
+        out.addcmul_(share, x @ part)
+    return out
+
+
+def pull(found: Sweep, results: Sequence[Tensor], vector: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """The product of a vector at some results of a round with their Jacobian in the leaves; the graph is kept."""
+    wanted = [*(leaf for _, leaf in found.cuts), *leaves]
+    total = _slopes(results, wanted, vector)
+    for i, (value, _) in reversed(list(enumerate(found.cuts))):
+        arrived = total[i]
+        if arrived is not None and value.requires_grad:
+            before = [*range(i), *range(len(found.cuts), len(wanted))]
+            for j, more in zip(before, _slopes([value], [wanted[j] for j in before], [arrived]), strict=True):
+                held = total[j]
+                total[j] = more if held is None else held if more is None else held + more
+    found_at_leaves = zip(total[len(found.cuts) :], leaves, strict=True)
+    return [torch.zeros_like(leaf) if slope is None else slope for slope, leaf in found_at_leaves]
+
+
+def _slopes(results: Sequence[Tensor], leaves: Sequence[Tensor], vector: Sequence[Tensor]) -> list[Tensor | None]:
+    pairs = [(x, v) for x, v in zip(results, vector, strict=True) if x.requires_grad]
+    if not (pairs and leaves):
+        return [None] * len(leaves)
+    return list(
+        torch.autograd.grad([x for x, _ in pairs], leaves, [v for _, v in pairs], retain_graph=True, allow_unused=True)
+    )
