@@ -33,7 +33,7 @@ class Case:
         g = torch.Generator().manual_seed(3)
         shape = (self.batch, self.tokens, HEADS)
         self.q, self.k, self.v = (torch.randn(*shape, WIDTH, generator=g).to(self.dtype) for _ in range(3))
-        high = {"lr": 0.05, "momentum": 0.9, "decay": 0.2, "weight": 1.0}
+        high = {"lr": 0.05, "momentum": 0.9, "decay": 0.2, "weight": 1.0, "delta": 2.0}
         self.gates = {name: (high[name] * torch.rand(shape, generator=g)).to(self.dtype) for name in self.rule.gates}
         wide = torch.promote_types(self.dtype, torch.float32)
         sizes: dict[str, Any] = {"batch": self.batch, "heads": HEADS, "key_dim": WIDTH, "value_dim": WIDTH}

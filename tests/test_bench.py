@@ -67,10 +67,18 @@ def test_rounds_come_closer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "TOKENS", 32)
     monkeypatch.setattr(rounds, "WIDTH", 8)
     monkeypatch.setattr(rounds, "REPEATS", 1)
-    forms = run_benchmark("rounds", lambda *_: None).data["forms"]
+    monkeypatch.setattr(rounds, "BATCH", 1)
+    found = run_benchmark("rounds", lambda *_: None)
+    forms = found.data["forms"]
     distances = [forms[name]["distance"] for name in ("0 rounds", "2 rounds", "8 rounds", "to rounding (auto)")]
     assert distances[0] > distances[1] > distances[2]
     assert distances[3] < 1e-5
+    assert len(forms) == len(found.rows) == 12
+    assert [rounds._verdict(Spread(*x)) for x in ((4, 5, 6), (1, 2, 3), (3, 5, 6))] == [
+        "reached",
+        "not reached",
+        "not resolved",
+    ]
 
 
 def test_an_unknown_benchmark_is_a_mistake_in_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,11 @@ import pytest
 import torch
 from small_memory import TOKENS, Case, score, titans
 
+import memkit
 from memkit.engine import iterate
+from memkit.engine.memory_state import to_rows
+from memkit.engine.sweep import answering
+from memkit.rule import Rule
 from memkit.state import map_tensors, tensors
 from memkit.testing.outcome import functional
 
@@ -80,15 +84,50 @@ def test_as_many_rounds_as_tokens_are_exact() -> None:
 def test_a_tolerance_bounds_the_distance() -> None:
     case = Case(ONLINE)
     exact, _ = case.memorize(form="scan")
-    distances = [(case.memorize(form="iterate", tolerance=t)[0] - exact).abs().max() for t in (1e-2, 1e-4, 1e-8)]
-    assert distances[0] > distances[1] > distances[2]
-    assert distances[2] < 1e-8 * exact.abs().max()
+    tolerances = (1e-1, 1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
+    found = [
+        (case.memorize(form="iterate", tolerance=t)[0] - exact).abs().max() / exact.abs().max() for t in tolerances
+    ]
+    assert all(distance < t for distance, t in zip(found, tolerances, strict=True))
+    assert found[0] > found[2] > found[-1]
+
+
+def test_a_row_settles_by_its_own_measure() -> None:
+    """Beside one with numbers a million times as large it comes as close as alone."""
+    case = Case(ONLINE)
+    exact, _ = case.memorize(form="scan")
+    case.k[1:], case.v[1:] = 0, 1e6 * case.v[1:]
+    y, _ = case.memorize(form="iterate", tolerance=1e-6)
+    assert (y - exact)[0].abs().max() < 1e-6 * exact[0].abs().max()
 
 
 def gradients(case: Case, **given: Any) -> list[torch.Tensor]:
     leaves = case.leaves()
     y, state = case.memorize(**given)
     return list(torch.autograd.grad(functional((y, state.weights, state.slots)), leaves, materialize_grads=True))
+
+
+VARIANTS: dict[str, tuple[Rule, str | None]] = {
+    "depth 3": (titans(mini_batch=1, depth=3), "w3"),
+    "gated": (replace(ONLINE, memory=memkit.build("memory", "gated_mlp", expansion=2)), "w2"),
+    "mini-batches": (titans(mini_batch=2), "w2"),
+    "no momentum": (titans(mini_batch=1, optimizer="gradient_descent"), "w2"),
+    "norm at the end": (titans(mini_batch=1, residual=True), None),
+    "Huber": (replace(ONLINE, objective=memkit.build("objective", "huber")), None),
+    "dot": (replace(ONLINE, objective=memkit.build("objective", "dot")), "w2"),
+    "limit": (titans(mini_batch=1, surprise_limit=0.5), None),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_rounds_settle_on_the_definition_and_so_do_their_gradients(name: str) -> None:
+    rule, solved = VARIANTS[name]
+    case = Case(rule, tokens=7)
+    with torch.no_grad():
+        near(case.memorize(form="iterate"), case.memorize(form="scan"))
+        rows = to_rows(case.state, case.dtype)
+        assert answering(rule, case.k.transpose(1, 2).flatten(0, 1), rows.weights, rows.constants) == solved
+    near(tuple(gradients(case, form="iterate")), tuple(gradients(case, form="scan")))
 
 
 def test_gradients_are_exact_at_a_saddle_where_values_settle_at_once() -> None:

@@ -3,24 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import memkit
 from ablations.bench.base import Benchmark, Tell, benchmark
-from ablations.bench.timing import take_turns
+from ablations.bench.timing import Spread, Times, take_turns
 
-TOKENS, HEADS, WIDTH, REPEATS = 512, 8, 64, 5
-ROUNDS = (0, 1, 2, 4, 8)
-ONE_BY_ONE = "token by token (dual)"
+BATCH, TOKENS, HEADS, WIDTH, REPEATS = 8, 512, 4, 64, 5
+ROUNDS = (0, 1, 2, 3, 4, 8)
+TOLERANCE, TO_REACH = 1e-5, 4.0
+RECOMPUTE = 32
+ONE_BY_ONE, CLOSE, EXACT = "token by token (dual)", f"to {TOLERANCE:g}", "to rounding (auto)"
+TRAINED = "forward and backward, "
 
 
 @benchmark("rounds")
 def rounds(tell: Tell) -> Benchmark:
-    """Rounds of the form `iterate` against distance from the exact answer and time, forward."""
+    """Rounds of the form `iterate` against distance from the exact answer and time, forward and with gradients."""
+    given = _given()
+    calls: dict[str, Callable[[], Any]] = {ONE_BY_ONE: _forward(given, form="dual")}
+    calls |= {f"{n} rounds": _forward(given, form="iterate", rounds=n) for n in ROUNDS}
+    calls |= {CLOSE: _forward(given, form="iterate", tolerance=TOLERANCE), EXACT: _forward(given)}
+    exact = calls[ONE_BY_ONE]()
+    distances = {name: float((run() - exact).norm() / exact.norm()) for name, run in calls.items()}
+    trained = {
+        TRAINED + ONE_BY_ONE: _step(given, form="dual", recompute=RECOMPUTE),
+        TRAINED + CLOSE: _step(given, form="iterate", tolerance=TOLERANCE),
+        TRAINED + EXACT: _step(given),
+    }
+    times: dict[str, Times] = {}
+    done, count = iter(range(10**6)), (REPEATS + 1) * (len(calls) + len(trained))
+    for some in (calls, trained):
+        times |= take_turns(some, REPEATS, lambda name: tell(name, next(done), count))
+    ratios = {name: times[_yardstick(name)].relative_to(times[name]) for name in times}
+    rows = tuple(
+        (name, f"{distances[name]:.1e}" if name in distances else "", f"{times[name].median:.3f}", str(ratios[name]))
+        for name in times
+    )
+    columns = ("form", "distance", "seconds", "times faster")
+    data = {name: {"distance": distances.get(name), "seconds": times[name].seconds} for name in times}
+    notes = _notes(distances, ratios)
+    return Benchmark("Exact online learning by rounds", columns, rows, notes, {"forms": data})
+
+
+def _given() -> tuple[Any, ...]:
+    """A rule, tokens, gates and a state."""
     rule = memkit.build("rule", "titans", mini_batch=1)
     g = torch.Generator().manual_seed(0)
-    shape = (1, TOKENS, HEADS)
+    shape = (BATCH, TOKENS, HEADS)
     q, k, v = (torch.randn(*shape, WIDTH, generator=g) for _ in range(3))
     q, k = (x / x.norm(dim=-1, keepdim=True) for x in (q, k))
     gates = {
@@ -28,29 +61,51 @@ def rounds(tell: Tell) -> Benchmark:
         "momentum": 0.9 * torch.rand(shape, generator=g),
         "decay": 0.02 * torch.rand(shape, generator=g),
     }
-    state = memkit.init_state(rule, batch=1, heads=HEADS, key_dim=WIDTH, value_dim=WIDTH, generator=g)
+    state = memkit.init_state(rule, batch=BATCH, heads=HEADS, key_dim=WIDTH, value_dim=WIDTH, generator=g)
+    return rule, q, k, v, gates, state
 
-    def form(**options: object) -> Callable[[], torch.Tensor]:
-        def run() -> torch.Tensor:
-            with torch.no_grad():
-                return memkit.memorize(rule, q, k, v, gates, state, **options)[0]  # type: ignore[arg-type]
 
-        return run
+def _forward(given: tuple[Any, ...], **options: Any) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        with torch.no_grad():
+            return memkit.memorize(*given, **options)[0]
 
-    calls = {ONE_BY_ONE: form(form="dual")}
-    calls |= {f"{n} rounds": form(form="iterate", rounds=n) for n in ROUNDS}
-    calls |= {"to 1e-5": form(form="iterate", tolerance=1e-5), "to rounding (auto)": form(form="iterate")}
-    exact = calls[ONE_BY_ONE]()
-    distances = {name: float((run() - exact).norm() / exact.norm()) for name, run in calls.items()}
-    count, done = (REPEATS + 1) * len(calls), iter(range(10**6))
-    times = take_turns(calls, REPEATS, lambda name: tell(name, next(done), count))
-    ratios = {name: times[ONE_BY_ONE].relative_to(times[name]) for name in calls}
-    rows = tuple((name, f"{distances[name]:.1e}", f"{times[name].median:.3f}", str(ratios[name])) for name in calls)
-    notes = (
-        f"An MLP memory of depth 2 and expansion 4 that learns at every token; T = {TOKENS}, {HEADS} heads of {WIDTH}, "
-        f"float32, forward, blocks of 16; {REPEATS} rounds in which all take turns. Distance is relative to token by "
-        "token, whose own rounding is of the order of 1e-7."
+    return run
+
+
+def _step(given: tuple[Any, ...], **options: Any) -> Callable[[], object]:
+    """The outputs and the gradients of their squares, in everything that was given."""
+    rule, q, k, v, gates, state = given
+
+    def run() -> object:
+        fresh = state.map(Tensor.clone)
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        scales = {name: gate.detach().requires_grad_() for name, gate in gates.items()}
+        leaves = [*inputs, *scales.values(), *(w.requires_grad_() for w in fresh.weights.values())]
+        y, _ = memkit.memorize(rule, *inputs, scales, fresh, **options)
+        return torch.autograd.grad(y.square().sum(), leaves)
+
+    return run
+
+
+def _yardstick(name: str) -> str:
+    return (TRAINED if name.startswith(TRAINED) else "") + ONE_BY_ONE
+
+
+def _notes(distances: dict[str, float], ratios: dict[str, Spread]) -> str:
+    needed = [n for n in ROUNDS if distances[f"{n} rounds"] <= TOLERANCE]
+    rounds = f"after {needed[0]} rounds" if needed else f"by none of {ROUNDS[-1]} rounds"
+    forward, both = _verdict(ratios[CLOSE]), _verdict(ratios[TRAINED + CLOSE])
+    return (
+        f"An MLP memory of depth 2 and expansion 4 that learns at every token; B = {BATCH}, T = {TOKENS}, {HEADS} "
+        f"heads of {WIDTH}, float32; {REPEATS} turns of each. Distance is relative to token by token, whose own "
+        f"rounding is of the order of 1e-7; {TOLERANCE:g} is reached {rounds}. With gradients token by token keeps the "
+        f"state at every {RECOMPUTE}th token and runs the others again: all of them would fill gigabytes. "
+        f"{TO_REACH:g} times as fast to {TOLERANCE:g}: forward {forward}, forward and backward {both}."
     )
-    columns = ("form", "distance", "seconds", "times faster")
-    data = {name: {"distance": distances[name], "seconds": times[name].seconds} for name in calls}
-    return Benchmark("Exact online learning by rounds", columns, rows, notes, {"forms": data})
+
+
+def _verdict(ratio: Spread) -> str:
+    if ratio.low >= TO_REACH:
+        return "reached"
+    return "not reached" if ratio.high < TO_REACH else "not resolved"

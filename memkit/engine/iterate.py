@@ -53,6 +53,7 @@ def iterate(
     """
     outputs = [tokens.v[:, :0]]
     carry, anchor = stacked(rows), dict(rows.anchor)
+    # No tokens are enough to see that every weight is used, and which makes the prediction.
     record(rule, *map_tensors(lambda x: x[:, :0], (tokens.k, tokens.v, tokens.gates)), rows.weights, rows.constants)
     solved = answering(rule, tokens.k, carry, rows.constants)
     # Nobody keeps a carry that is left behind, unless for gradients or as an anchor.
@@ -85,7 +86,7 @@ def iterate(
 
 
 def _after(carry: Weights, spare: Weights, own: Coefficients, tape: Tape) -> Weights:
-    """(Weight, slots) after the block, in the spare memory where there is some: fresh memory costs more than the sums."""
+    """(Weight, slots) after the block, in the spare memory if there is some: new memory costs more than the sums."""
     if not spare:
         return after(carry, own, tape)
     for name, x in carry.items():

@@ -60,8 +60,8 @@ def memorize(
     chosen, as nobody has measured it: "triton" ("dual" with a kernel, for an MLP of depth 2; see `triton_dual`).
     block_size: how many tokens the engine takes at once at most; it never changes the answer.
     rounds, tolerance: when "iterate" stops: after so many rounds, unlooked and exact only for the first `rounds` + 1
-    gradient points of a block; or when nothing changes by more than `tolerance` of the largest number (default:
-    what rounding leaves undecided, which is exact).
+    gradient points of a block; or when what the weights say is foreseen to be `tolerance` of a row's largest number
+    from settled (default: what rounding leaves undecided, which is exact).
     recompute: keep for the backward pass what the call was given and the state at every `recompute`th token, and
     run the tokens between again when gradients arrive: a step takes longer, and its memory grows by no more
     than inputs and outputs. Gradients of such a call cannot be differentiated again; under `torch.compile` it keeps

@@ -2,7 +2,8 @@
 
 A round (`sweep`) makes new errors of old ones, r <- G(r). What a token sees of the block's writes is strictly
 triangular, so round n is exact for the first n + 1 gradient points of the block, and the answer exact to rounding
-after as many rounds as there are points, in practice far sooner.
+after as many rounds as there are points, in practice far sooner. They stop by what the linears say, z, and not by r,
+whose own size means nothing where a memory has learned all there is to learn.
 
 The gradient at the fixed point r = G(r, theta) needs no history of rounds: with l = d loss / d r it is
 dG/dtheta^T m, where m = l + dG/dr^T m is found by rounds of its own. dG/dr is strictly triangular too, so they
@@ -29,8 +30,8 @@ PATIENCE = 2
 
 
 class Rounds(NamedTuple):
-    """When to stop: after `most` rounds, unlooked; or, where that is None, when what the weights say is `tolerance`
-    of a row's largest number from settled (None: what rounding leaves undecided)."""
+    """When to stop: after `most` rounds, unlooked; or, where that is None, when what the weights say is foreseen to be
+    `tolerance` of a row's largest number from settled (None: what rounding leaves undecided)."""
 
     most: int | None = None
     tolerance: float | None = None
@@ -55,20 +56,16 @@ def settle(
     points = -(-here.k.shape[1] // rule.mini_batch)
     tolerance = 4 * torch.finfo(here.k.dtype).eps if rounds.tolerance is None else rounds.tolerance
     once = _Once(rule, given, solved, points - 1, tolerance)
-    with torch.no_grad():
-        go = Round(rule, map_tensors(Tensor.detach, given), solved)
-        found = _settled(go, points - 1, tolerance) if rounds.most is None else go({})
-    if found is None:
-        return None
-    if graph_wanted(given):
-        old = {} if rounds.most is not None else {name: found.errors[name] for name in go.unknown}
-        found = once.joined(found, old, settled=rounds.most is None)
-    for _ in range(rounds.most or 0):
-        old = {name: found.errors[name] for name in go.unknown}
+    go = Round(rule, map_tensors(Tensor.detach, given), solved)
+    if rounds.most is not None:
+        found = _fixed(go, once, rounds.most)
+    else:
         with torch.no_grad():
-            found = go(map_tensors(Tensor.detach, old))
+            found = _settled(go, points - 1, tolerance)
+        if found is None:
+            return None
         if graph_wanted(given):
-            found = once.joined(found, old, settled=False)
+            found = once.joined(found, go.old(found), settled=True)
     loss = rule.objective.loss(found.prediction, here.v, here.gates).detach()
     squared = found.squared_surprise
     if surprise and squared is None:
@@ -76,12 +73,24 @@ def settle(
     return Tape(found.inputs, found.errors, loss, squared)
 
 
+def _fixed(go: Round, once: _Once, most: int) -> Sweep:
+    old: dict[str, Tensor] = {}
+    for _ in range(most + 1):
+        with torch.no_grad():
+            found = go(map_tensors(Tensor.detach, old))
+        if graph_wanted(once.like):
+            found = once.joined(found, old, settled=False)
+        old = go.old(found)
+    return found
+
+
 def _settled(go: Round, exact: int, tolerance: float) -> Sweep | None:
     found, change, closest, waited = go({}), None, float("inf"), 0
+    scales = _scales([found.outputs[name] for name in go.unknown])
     for n in range(1, exact + 1) if go.unknown else ():
-        before, found = found, go({name: found.errors[name] for name in go.unknown})
-        moved = _moved(*([x.outputs[name] for name in go.unknown] for x in (found, before)))
-        furthest, left = _furthest(moved, change)
+        before, found = found, go(go.old(found))
+        moved = _moved(*([x.outputs[name] for name in go.unknown] for x in (found, before)), scales)
+        furthest, left = _look(moved, change)
         if not furthest < float("inf"):
             return None
         if left <= tolerance or n == exact:
@@ -93,31 +102,31 @@ def _settled(go: Round, exact: int, tolerance: float) -> Sweep | None:
     return found
 
 
-def _moved(found: list[Tensor], before: list[Tensor]) -> Tensor:
-    """The largest change at every token, `[N, L]`, relative to the row's largest number before."""
-    changes = []
-    for new, old in zip(found, before, strict=True):
-        scale = old.abs().amax((1, 2), keepdim=True).clamp(min=1e-30)
-        changes.append((new - old).abs_().amax(-1, keepdim=True) / scale)
-    return torch.cat(changes, -1).amax(-1)
+def _scales(numbers: list[Tensor]) -> list[Tensor]:
+    """The largest number of every row, `[N, 1]`."""
+    return [x.abs().amax((1, 2))[:, None].clamp(min=1e-30) for x in numbers]
 
 
-def _furthest(moved: Tensor, before: Tensor | None) -> tuple[float, float]:
-    """The largest change, infinite if it is no number; and how far from settled that leaves us.
+def _moved(found: list[Tensor], before: list[Tensor], scales: list[Tensor]) -> Tensor:
+    """The largest change at every token, `[N, L]`, relative to the scale of its row."""
+    changes = [(new - old).norm(float("inf"), -1) / s for new, old, s in zip(found, before, scales, strict=True)]
+    return changes[0] if len(changes) == 1 else torch.stack(changes).amax(0)
 
-    A token whose change was c times as large as the one before it is foreseen to change by c times as much again.
+
+def _look(moved: Tensor, before: Tensor | None) -> tuple[float, float]:
+    """The largest change, infinite if it is no number; and how far what is written now is foreseen to be from settled.
+
+    Where a token's change was c times as large as the one before, the next is foreseen to be c times as large as this
+    one, and the one after it, which the errors of this round still leave to make, c times as large as that.
     """
     if not moved.numel():
         return 0.0, 0.0
     furthest = moved.amax()
-    if before is None:
-        both = torch.stack([furthest, furthest])
-    else:
-        foreseen = (moved * (moved / before.clamp(min=1e-30))).amax()
-        both = torch.stack([furthest, torch.minimum(foreseen, furthest)])
-    furthest, left = both.nan_to_num(nan=float("inf")).tolist()
+    ratio = torch.ones_like(moved) if before is None else moved / before.clamp(min=1e-30)
+    foreseen = (moved * ratio.square()).amax()
+    furthest, foreseen = torch.stack([furthest, foreseen]).nan_to_num(nan=float("inf")).tolist()
     rounding = 64 * torch.finfo(moved.dtype).eps
-    return furthest, left if furthest > rounding else 0.0
+    return furthest, 0.0 if furthest <= rounding else min(furthest, foreseen)
 
 
 class _Once(NamedTuple):
@@ -137,7 +146,7 @@ class _Once(NamedTuple):
         once = self._replace(like=map_tensors(lambda x: x.new_zeros(0), self.like))
         joined = _AtRound.apply(once, settled, names, numbers, *old.values(), *given)
         n = len(found.inputs)
-        inputs, errors = (dict(zip(part, x, strict=True)) for part, x in zip(names, (joined[:n], joined[n:])))
+        inputs, errors = dict(zip(names[0], joined[:n], strict=True)), dict(zip(names[1], joined[n:], strict=True))
         return found._replace(inputs=inputs, errors=errors)
 
 
@@ -180,8 +189,8 @@ def _adjoint(once: _Once, back: Any, total: list[Tensor], where: list[int]) -> N
         found = [g + x for g, x in zip(arriving, back(total), strict=True)]
         for i, x in zip(where, found, strict=True):
             total[i] = x
-        moved = _moved(found, before)
-        _, left = _furthest(moved, change)
+        moved = _moved(found, before, _scales(found))
+        _, left = _look(moved, change)
         if left <= once.tolerance:
             break
         change = moved

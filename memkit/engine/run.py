@@ -20,8 +20,8 @@ from memkit.layout import Layout, lay_out, without_periods
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
 
-ITERATE_BLOCK = 16
-"""Gradient points that rounds settle together: more of them need more rounds."""
+ITERATE_BLOCK = 32
+"""Gradient points that rounds settle together: more of them need more rounds, fewer touch the weights more often."""
 
 
 class How(NamedTuple):

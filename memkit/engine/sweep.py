@@ -76,6 +76,10 @@ class Round:
         self._affine = None if solved is None else affine(rule, given.tokens)
         self._at_keys: dict[str, tuple[Tensor, Tensor]] = {}
 
+    def old(self, found: Sweep) -> dict[str, Tensor]:
+        """What the next round needs of this one."""
+        return {name: found.errors[name] for name in self.unknown}
+
     def __call__(self, old: dict[str, Tensor]) -> Sweep:
         """One round after one that found the errors `old` of the unknown; empty: none, so that no write is seen."""
         rule, (tokens, _, _, constants) = self.rule, self.given
@@ -92,7 +96,9 @@ class Round:
             found = found._replace(prediction=rule.memory.forward(linear, tokens.k, constants))
             self._back(found, old)
         if not self.graph:
-            found = found._replace(inputs=map_tensors(Tensor.detach, found.inputs), prediction=found.prediction.detach())
+            found = found._replace(
+                inputs=map_tensors(Tensor.detach, found.inputs), prediction=found.prediction.detach()
+            )
         if rule.surprise_limit is not None:
             found = found._replace(squared_surprise=squared_surprise(found.inputs, found.errors))
             scale = limit_scale(found.squared_surprise, rule.surprise_limit)[..., None]
@@ -104,6 +110,7 @@ class Round:
         if name == self.solved and self._affine is not None:
             at_zero, slope = self._affine
             side = torch.addcmul(at_zero, slope, recalled)
+            # Strictly lower; the diagonal of 1 is implied.
             r = torch.linalg.solve_triangular(-slope * hears, side, upper=False, unitriangular=True)
             found.errors[name] = r
         if r is None:

@@ -133,5 +133,6 @@ def limit_scale(squared_norm: Tensor, limit: float) -> Tensor:
 
 
 def squared_surprise(inputs: dict[str, Tensor], errors: dict[str, Tensor]) -> Tensor:
+    """The squared norm of each token's gradient, all weights together, `[N, S]`."""
     terms = [inputs[name].square().sum(-1) * errors[name].square().sum(-1) for name in inputs]
     return torch.stack(terms).sum(0)
