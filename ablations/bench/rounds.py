@@ -75,14 +75,14 @@ def _forward(given: tuple[Any, ...], **options: Any) -> Callable[[], Tensor]:
 
 def _step(given: tuple[Any, ...], **options: Any) -> Callable[[], object]:
     """The outputs and the gradients of their squares, in everything that was given."""
-    rule, q, k, v, gates, state = given
+    rule, gates, state = given[0], given[4], given[5]
 
     def run() -> object:
         fresh = state.map(Tensor.clone)
-        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        inputs = tuple(x.detach().requires_grad_() for x in given[1:4])
         scales = {name: gate.detach().requires_grad_() for name, gate in gates.items()}
         leaves = [*inputs, *scales.values(), *(w.requires_grad_() for w in fresh.weights.values())]
-        y, _ = memkit.memorize(rule, *inputs, scales, fresh, **options)
+        y, _ = memkit.memorize(*(rule, *inputs, scales, fresh), **options)
         return torch.autograd.grad(y.square().sum(), leaves)
 
     return run

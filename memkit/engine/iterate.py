@@ -54,8 +54,9 @@ def iterate(
     outputs = [tokens.v[:, :0]]
     carry, anchor = stacked(rows), dict(rows.anchor)
     # No tokens are enough to see that every weight is used, and which makes the prediction.
-    record(rule, *map_tensors(lambda x: x[:, :0], (tokens.k, tokens.v, tokens.gates)), rows.weights, rows.constants)
-    solved = answering(rule, tokens.k, carry, rows.constants)
+    none = map_tensors(lambda x: x[:, :0], tokens)
+    record(rule, none.k, none.v, none.gates, rows.weights, rows.constants)
+    solved = answering(rule, none.k, carry, rows.constants)
     # Nobody keeps a carry that is left behind, unless for gradients or as an anchor.
     keep = rows.anchor or graph_wanted((tokens, rows.weights, rows.slots, rows.constants))
     spare = {} if keep else map_tensors(torch.empty_like, carry)

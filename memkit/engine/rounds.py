@@ -12,6 +12,7 @@ end as the rounds forward do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -74,23 +75,29 @@ def settle(
 
 
 def _fixed(go: Round, once: _Once, most: int) -> Sweep:
-    old: dict[str, Tensor] = {}
-    for _ in range(most + 1):
+    """What is found after so many rounds, settled or not."""
+
+    def step(old: dict[str, Tensor]) -> Sweep:
         with torch.no_grad():
             found = go(map_tensors(Tensor.detach, old))
-        if graph_wanted(once.like):
-            found = once.joined(found, old, settled=False)
-        old = go.old(found)
-    return found
+        return once.joined(found, old, settled=False) if graph_wanted(once.like) else found
+
+    old: dict[str, Tensor] = {}
+    for _ in range(most):
+        old = go.old(step(old))
+    return step(old)
 
 
 def _settled(go: Round, exact: int, tolerance: float) -> Sweep | None:
+    """What rounds settle on, after `exact` of them at the latest; None where they come no closer."""
     found, change, closest, waited = go({}), None, float("inf"), 0
     scales = _scales([found.outputs[name] for name in go.unknown])
     for n in range(1, exact + 1) if go.unknown else ():
         before, found = found, go(go.old(found))
-        moved = _moved(*([x.outputs[name] for name in go.unknown] for x in (found, before)), scales)
-        furthest, left = _look(moved, change)
+        new, old = ([x.outputs[name] for name in go.unknown] for x in (found, before))
+        moved = _moved(new, old, scales)
+        # What this round's errors write is one round ahead of what the linears say now.
+        furthest, left = _look(moved, change, rounds=2)
         if not furthest < float("inf"):
             return None
         if left <= tolerance or n == exact:
@@ -113,17 +120,17 @@ def _moved(found: list[Tensor], before: list[Tensor], scales: list[Tensor]) -> T
     return changes[0] if len(changes) == 1 else torch.stack(changes).amax(0)
 
 
-def _look(moved: Tensor, before: Tensor | None) -> tuple[float, float]:
-    """The largest change, infinite if it is no number; and how far what is written now is foreseen to be from settled.
+def _look(moved: Tensor, before: Tensor | None, *, rounds: int) -> tuple[float, float]:
+    """The largest change, infinite if it is no number, and the one foreseen `rounds` from now.
 
-    Where a token's change was c times as large as the one before, the next is foreseen to be c times as large as this
-    one, and the one after it, which the errors of this round still leave to make, c times as large as that.
+    Where a token's change was c times as large as the one before, each to come is foreseen to be c times as large
+    again. A number is as far from settled as its next change is large.
     """
     if not moved.numel():
         return 0.0, 0.0
     furthest = moved.amax()
     ratio = torch.ones_like(moved) if before is None else moved / before.clamp(min=1e-30)
-    foreseen = (moved * ratio.square()).amax()
+    foreseen = (moved * ratio**rounds).amax()
     furthest, foreseen = torch.stack([furthest, foreseen]).nan_to_num(nan=float("inf")).tolist()
     rounding = 64 * torch.finfo(moved.dtype).eps
     return furthest, 0.0 if furthest <= rounding else min(furthest, foreseen)
@@ -181,7 +188,7 @@ class _AtRound(torch.autograd.Function):
         return None, None, None, None, *(next(slopes) if x.requires_grad else None for x in leaves)
 
 
-def _adjoint(once: _Once, back: Any, total: list[Tensor], where: list[int]) -> None:
+def _adjoint(once: _Once, back: Callable[[list[Tensor]], list[Tensor]], total: list[Tensor], where: list[int]) -> None:
     """Add to the vector at the errors that are old ones too what arrives there round by round."""
     arriving, change = [total[i] for i in where], None
     for _ in range(once.exact):
@@ -190,7 +197,7 @@ def _adjoint(once: _Once, back: Any, total: list[Tensor], where: list[int]) -> N
         for i, x in zip(where, found, strict=True):
             total[i] = x
         moved = _moved(found, before, _scales(found))
-        _, left = _look(moved, change)
+        _, left = _look(moved, change, rounds=1)
         if left <= once.tolerance:
             break
         change = moved

@@ -54,7 +54,10 @@ class Sweep(NamedTuple):
 
 
 def answering(rule: Rule, k: Tensor, carry: Weights, constants: Weights) -> str | None:
-    """The linear whose errors can be solved for: the one that makes the prediction, under a loss quadratic in it."""
+    """The linear whose errors can be solved for: the one that makes the prediction, under a loss quadratic in it.
+
+    k `[N, T, K]`: any keys, of T = 0 tokens too.
+    """
     if not (rule.objective.quadratic or rule.objective.linear) or rule.surprise_limit is not None:
         return None
     outputs: dict[str, Tensor] = {}
@@ -63,7 +66,7 @@ def answering(rule: Rule, k: Tensor, carry: Weights, constants: Weights) -> str 
         outputs[name] = x.new_zeros(*x.shape[:-1], carry[name].shape[-1])
         return outputs[name]
 
-    said = rule.memory.forward(linear, k[:, :0], constants)
+    said = rule.memory.forward(linear, k, constants)
     return next((name for name, out in outputs.items() if out is said), None)
 
 
@@ -96,14 +99,14 @@ class Round:
             found = found._replace(prediction=rule.memory.forward(linear, tokens.k, constants))
             self._back(found, old)
         if not self.graph:
-            found = found._replace(
-                inputs=map_tensors(Tensor.detach, found.inputs), prediction=found.prediction.detach()
-            )
-        if rule.surprise_limit is not None:
-            found = found._replace(squared_surprise=squared_surprise(found.inputs, found.errors))
-            scale = limit_scale(found.squared_surprise, rule.surprise_limit)[..., None]
-            found.errors.update({name: error * scale for name, error in found.errors.items()})
-        return found
+            inputs, prediction = map_tensors(Tensor.detach, (found.inputs, found.prediction))
+            found = found._replace(inputs=inputs, prediction=prediction)
+        if rule.surprise_limit is None:
+            return found
+        squared = squared_surprise(found.inputs, found.errors)
+        scale = limit_scale(squared, rule.surprise_limit)[..., None]
+        found.errors.update({name: error * scale for name, error in found.errors.items()})
+        return found._replace(squared_surprise=squared)
 
     def _out(self, found: Sweep, name: str, x: Tensor, r: Tensor | None) -> Tensor:
         recalled, hears = self._meets(name, x)
@@ -111,11 +114,9 @@ class Round:
             at_zero, slope = self._affine
             side = torch.addcmul(at_zero, slope, recalled)
             # Strictly lower; the diagonal of 1 is implied.
-            r = torch.linalg.solve_triangular(-slope * hears, side, upper=False, unitriangular=True)
-            found.errors[name] = r
-        if r is None:
-            return recalled
-        return torch.baddbmm(recalled, hears, r) if name in self._at_keys else recalled.baddbmm_(hears, r)
+            found.errors[name] = torch.linalg.solve_triangular(-slope * hears, side, upper=False, unitriangular=True)
+            r = found.errors[name]
+        return recalled if r is None else torch.baddbmm(recalled, hears, r)
 
     def _meets(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """P (x Z), and how much x_t hears of each write; those of the keys are the same in every round."""
@@ -139,13 +140,14 @@ class Round:
             slopes.append(None)
         first = next(iter(found.inputs))
         for name, x in reversed(found.inputs.items()):
-            if name != self.solved:
-                (found.errors[name],) = torch.autograd.grad(
-                    heads, found.outputs[name], slopes, create_graph=self.graph, retain_graph=True
-                )
+            if name == self.solved:
+                r = found.errors[name]
+            else:
+                out = found.outputs[name]
+                (r,) = torch.autograd.grad(heads, out, slopes, create_graph=self.graph, retain_graph=True)
+                found.errors[name] = r
             if name == first or x is tokens.k:
                 continue
-            r = found.errors[name]
             with torch.set_grad_enabled(self.graph):
                 turned = tuple(part.mT for part in self._parts(name, x))
                 slope = recall(seen, r, turned)
