@@ -82,7 +82,8 @@ def _step(given: tuple[Any, ...], **options: Any) -> Callable[[], object]:
         inputs = tuple(x.detach().requires_grad_() for x in given[1:4])
         scales = {name: gate.detach().requires_grad_() for name, gate in gates.items()}
         leaves = [*inputs, *scales.values(), *(w.requires_grad_() for w in fresh.weights.values())]
-        y, _ = memkit.memorize(*(rule, *inputs, scales, fresh), **options)
+        arguments: tuple[Any, ...] = (rule, *inputs, scales, fresh)
+        y, _ = memkit.memorize(*arguments, **options)
         return torch.autograd.grad(y.square().sum(), leaves)
 
     return run
