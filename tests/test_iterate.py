@@ -13,7 +13,7 @@ from small_memory import TOKENS, Case, score, titans
 import memkit
 from memkit.engine import iterate
 from memkit.engine.memory_state import to_rows
-from memkit.engine.sweep import answering
+from memkit.engine.one_round import answering
 from memkit.rule import Rule
 from memkit.state import map_tensors, tensors
 from memkit.testing.outcome import functional

@@ -1,6 +1,6 @@
 """Rounds that settle: the errors of a block whose gradients see weights that hold the block's own earlier writes.
 
-A round (`sweep`) makes new errors of old ones, r <- G(r). What a token sees of the block's writes is strictly
+A round (`one_round`) makes new errors of old ones, r <- G(r). What a token sees of the block's writes is strictly
 triangular, so round n is exact for the first n + 1 gradient points of the block, and the answer exact to rounding
 after as many rounds as there are points, in practice far sooner. They stop by what the linears say, z, and not by r,
 whose own size means nothing where a memory has learned all there is to learn.
@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from memkit.engine.coefficients import Effect
 from memkit.engine.memory_state import Rows, Weights
-from memkit.engine.sweep import Given, Round, Sweep, pull
+from memkit.engine.one_round import Given, Round, RoundResult, pull
 from memkit.engine.tape import Tape, graph_wanted, squared_surprise
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors, tensors, with_tensors
@@ -51,7 +51,7 @@ def settle(
 ) -> Tape | None:
     """The block's tape, with gradient norms if `surprise` asks; None where rounds come no closer, or overflow.
 
-    solved: the linear whose errors each round solves for, as `sweep.answering` says.
+    solved: the linear whose errors each round solves for, as `one_round.answering` says.
     """
     given = Given(here._replace(q=here.q[..., :0]), seen, carry, rows.constants)
     points = -(-here.k.shape[1] // rule.mini_batch)
@@ -74,10 +74,10 @@ def settle(
     return Tape(found.inputs, found.errors, loss, squared)
 
 
-def _fixed(go: Round, once: _Once, most: int) -> Sweep:
+def _fixed(go: Round, once: _Once, most: int) -> RoundResult:
     """What is found after so many rounds, settled or not."""
 
-    def step(old: dict[str, Tensor]) -> Sweep:
+    def step(old: dict[str, Tensor]) -> RoundResult:
         with torch.no_grad():
             found = go(map_tensors(Tensor.detach, old))
         return once.joined(found, old, settled=False) if graph_wanted(once.like) else found
@@ -88,7 +88,7 @@ def _fixed(go: Round, once: _Once, most: int) -> Sweep:
     return step(old)
 
 
-def _settled(go: Round, exact: int, tolerance: float) -> Sweep | None:
+def _settled(go: Round, exact: int, tolerance: float) -> RoundResult | None:
     """What rounds settle on, after `exact` of them at the latest; None where they come no closer."""
     found, change, closest, waited = go({}), None, float("inf"), 0
     scales = _scales([found.outputs[name] for name in go.unknown])
@@ -145,7 +145,7 @@ class _Once(NamedTuple):
     exact: int
     tolerance: float
 
-    def joined(self, found: Sweep, old: dict[str, Tensor], *, settled: bool) -> Sweep:
+    def joined(self, found: RoundResult, old: dict[str, Tensor], *, settled: bool) -> RoundResult:
         """The same numbers as a function of what is given and of the old errors; settled: which are the new ones."""
         numbers = (*found.inputs.values(), *found.errors.values())
         names = (tuple(found.inputs), tuple(found.errors), tuple(old))

@@ -39,7 +39,7 @@ class Given(NamedTuple):
     constants: Weights
 
 
-class Sweep(NamedTuple):
+class RoundResult(NamedTuple):
     """What a round found: by name, each linear's inputs, outputs and errors; what the memory said; and the cuts.
 
     squared_surprise: gradient norms squared before any limit, where there is one.
@@ -79,14 +79,14 @@ class Round:
         self._affine = None if solved is None else affine(rule, given.tokens)
         self._at_keys: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def old(self, found: Sweep) -> dict[str, Tensor]:
+    def old(self, found: RoundResult) -> dict[str, Tensor]:
         """What the next round needs of this one."""
         return {name: found.errors[name] for name in self.unknown}
 
-    def __call__(self, old: dict[str, Tensor]) -> Sweep:
+    def __call__(self, old: dict[str, Tensor]) -> RoundResult:
         """One round after one that found the errors `old` of the unknown; empty: none, so that no write is seen."""
         rule, (tokens, _, _, constants) = self.rule, self.given
-        found = Sweep({}, {}, {}, tokens.v, None, [])
+        found = RoundResult({}, {}, {}, tokens.v, None, [])
 
         def linear(name: str, x: Tensor) -> Tensor:
             found.inputs[name] = x
@@ -108,7 +108,7 @@ class Round:
         found.errors.update({name: error * scale for name, error in found.errors.items()})
         return found._replace(squared_surprise=squared)
 
-    def _out(self, found: Sweep, name: str, x: Tensor, r: Tensor | None) -> Tensor:
+    def _out(self, found: RoundResult, name: str, x: Tensor, r: Tensor | None) -> Tensor:
         recalled, hears = self._meets(name, x)
         if name == self.solved and self._affine is not None:
             at_zero, slope = self._affine
@@ -130,7 +130,7 @@ class Round:
     def _parts(self, name: str, x: Tensor) -> tuple[Tensor, ...]:
         return self.given.carry[name].unflatten(1, (-1, x.shape[-1])).unbind(1)
 
-    def _back(self, found: Sweep, old: dict[str, Tensor]) -> None:
+    def _back(self, found: RoundResult, old: dict[str, Tensor]) -> None:
         """The errors, from the last linear to the first."""
         rule, (tokens, seen, _, _) = self.rule, self.given
         heads: list[Tensor] = []
@@ -157,7 +157,7 @@ class Round:
             heads.append(x)
             slopes.append(self._cut(found, slope))
 
-    def _cut(self, found: Sweep, x: Tensor) -> Tensor:
+    def _cut(self, found: RoundResult, x: Tensor) -> Tensor:
         leaf = x.detach().requires_grad_()
         if self.graph:
             found.cuts.append((x, leaf))
@@ -178,7 +178,9 @@ def recall(effect: Effect, x: Tensor, parts: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def pull(found: Sweep, results: Sequence[Tensor], vector: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
+def pull(
+    found: RoundResult, results: Sequence[Tensor], vector: Sequence[Tensor], leaves: Sequence[Tensor]
+) -> list[Tensor]:
     """The product of a vector at some results of a round with their Jacobian in the leaves; the graph is kept."""
     wanted = [*(leaf for _, leaf in found.cuts), *leaves]
     total = _slopes(results, wanted, vector)
