@@ -19,9 +19,9 @@ from memkit.engine.block import fold, stacked, unstacked, written
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.dual import after, begin, observe_block, of_blocks, reader
 from memkit.engine.memory_state import Rows, Weights, cut
+from memkit.engine.one_round import answering
 from memkit.engine.rounds import Rounds, settle
 from memkit.engine.scan import Watch
-from memkit.engine.one_round import answering
 from memkit.engine.tape import Tape, graph_wanted, record
 from memkit.layout import Block
 from memkit.rule import Rule, Tokens
