@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ablations.bench import print_benchmark, run_shown
+from ablations.bench import command_line, run_every, run_shown, write_page
 from ablations.display import Display
 from ablations.grid import changed, read_grid
 from ablations.listing import print_component, print_kind, print_kinds
@@ -251,23 +251,28 @@ def generate(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="See `memkit list benchmark`.")] = "rules",
+    name: Annotated[str, typer.Argument(help="See `memkit list benchmark`; `all`; `page`: the page again.")] = "rules",
     folder: Out = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; as many as there are cores.")] = None,
 ) -> None:
-    """Time things against each other on this machine, and keep the figures as Markdown and JSON.
+    """Time things against each other on this machine, and keep the figures as JSON, Markdown and a page with plots.
+
+    The page, `bench.html`, shows every benchmark that the folder holds.
 
     Examples:
 
     - `memkit bench rules`
-    - `memkit bench rounds --out runs/bench`
+    - `memkit bench rounds --threads 1 --out runs/bench`
+    - `memkit bench page --out runs/bench`
     """
+    folder = folder or Path("runs") / "bench"
     if threads is not None:
         torch.set_num_threads(threads)
-    found = run_shown(name, _err())
-    paths = found.write(folder or Path("runs") / "bench", name)
-    print_benchmark(found, _out())
-    _tell(f"Saved: {paths[0]}, {paths[1]}")
+    if name == "all":
+        run_every(folder, threads, _out(), _err())
+    elif name != "page":
+        run_shown(name, folder, command_line(name, threads), _out(), _err())
+    _tell(f"Page: {write_page(folder)}")
 
 
 def _with(options: dict[str, Any], given_by: str, **own: Any) -> dict[str, Any]:

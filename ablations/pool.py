@@ -43,12 +43,13 @@ def cores() -> int:
 
 
 def run_all(
-    function: Callable[..., Any], calls: Mapping[Key, tuple[Any, ...]], workers: int
+    function: Callable[..., Any], calls: Mapping[Key, tuple[Any, ...]], workers: int, *, fresh: bool = False
 ) -> Generator[News[Key], None, None]:
     """Make every call `function(*arguments, send)` in worker processes of one torch thread each.
 
     Yields news as it comes. `send(value)` inside the function is "news" here; each call ends with one
     "done" or "failed". Function and arguments must be picklable. Ending the iteration ends the workers.
+    fresh: a new process for every call, where what the last one left behind would matter.
     """
     waiting = list(calls.items())
     running: list[_Worker[Key]] = []
@@ -59,7 +60,8 @@ def run_all(
             for connection in wait([worker.connection for worker in running]):
                 worker = next(worker for worker in running if worker.connection is connection)
                 news = _hear(worker)
-                if news.kind != "news" and not (worker.process.is_alive() and _give(worker, waiting)):
+                goes_on = not fresh and worker.process.is_alive()
+                if news.kind != "news" and not (goes_on and _give(worker, waiting)):
                     running.remove(worker)
                     _stop(worker)
                 yield news

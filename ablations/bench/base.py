@@ -1,25 +1,30 @@
-"""What a benchmark is: a name, a table of figures, and the words around it."""
+"""What a benchmark is: a name, a table of figures, what they are to reach, and the words around them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ablations.files import write_json, write_text
+from ablations.bench.goal import COLUMNS, Goal
+from ablations.bench.machine import about
+from ablations.files import read_json, write_json, write_text
+from ablations.report.lines import Lines
 from memkit.registry import Factory, factory, register
 
 Tell = Callable[[str, int, int], None]
 """Hears what is being timed, how much is done and of how much."""
+KEYS = {"title", "notes", "about", "columns", "rows", "goals", "plots", "data"}
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """The figures of a benchmark.
 
-    columns and rows are what is shown; data what is kept for machines; notes say what was compared and how.
+    columns and rows are what is shown; notes say what was compared and how; data is what is kept for machines.
+    goals: figures that are to reach something. plots: what is drawn. about: command, machine and date.
     """
 
     title: str
@@ -27,22 +32,51 @@ class Benchmark:
     rows: tuple[tuple[str, ...], ...]
     notes: str
     data: dict[str, Any] = field(default_factory=dict)
+    goals: tuple[Goal, ...] = ()
+    plots: tuple[Lines, ...] = ()
+    about: dict[str, str] = field(default_factory=dict)
 
     def markdown(self) -> str:
-        """The table and its notes."""
-        lines = [f"# {self.title}", "", self.notes, "", _row(self.columns), _row(("---",) * len(self.columns))]
-        return "\n".join([*lines, *map(_row, self.rows), ""])
+        """The table and its notes, what was to be reached, and where it ran."""
+        parts = [f"# {self.title}", self.notes, table(self.columns, self.rows)]
+        if self.goals:
+            parts.append(table(COLUMNS, (goal.cells for goal in self.goals)))
+        parts.append("; ".join(f"{name}: {value}" for name, value in self.about.items()))
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     def write(self, folder: Path, name: str) -> list[Path]:
         """Write `name.md` and `name.json` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{name}.md", folder / f"{name}.json"]
+        kept = {key: getattr(self, key) for key in ("title", "notes", "about", "columns", "rows", "data")}
+        kept["goals"] = [goal.data() for goal in self.goals]
+        kept["plots"] = [vars(plot) for plot in self.plots]
         write_text(paths[0], self.markdown())
-        write_json(paths[1], json.loads(json.dumps({"title": self.title, "notes": self.notes, **self.data})))
+        write_json(paths[1], json.loads(json.dumps(kept)))
         return paths
 
+    @classmethod
+    def read(cls, path: Path) -> Benchmark | None:
+        """What `write` wrote; None for a file of something else."""
+        kept = read_json(path)
+        if not isinstance(kept, dict) or kept.keys() != KEYS:
+            return None
+        return cls(
+            **{key: kept[key] for key in ("title", "notes", "about", "data")},
+            columns=tuple(kept["columns"]),
+            rows=tuple(map(tuple, kept["rows"])),
+            goals=tuple(map(Goal.of, kept["goals"])),
+            plots=tuple(Lines(**plot) for plot in kept["plots"]),
+        )
 
-def _row(cells: tuple[str, ...]) -> str:
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    head = list(columns)
+    return "\n".join(map(_row, [head, ["---"] * len(head), *rows]))
+
+
+def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -51,6 +85,6 @@ def benchmark(name: str) -> Callable[[Factory], Factory]:
     return register("benchmark", name)
 
 
-def run_benchmark(name: str, tell: Tell) -> Benchmark:
+def run_benchmark(name: str, tell: Tell, command: str = "") -> Benchmark:
     """Run a benchmark; `ValueError` names the nearest one when there is none of this name."""
-    return factory("benchmark", name)(tell)
+    return replace(factory("benchmark", name)(tell), about=about(command or f"memkit bench {name}"))

@@ -1,6 +1,9 @@
-"""What a person sees of a benchmark: progress while it runs, and its table."""
+"""What a person sees of a benchmark: progress while it runs, its tables, and where they are kept."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -8,24 +11,54 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ablations.bench.base import Benchmark, run_benchmark
+from ablations.bench.goal import COLUMNS
+from memkit.registry import names
+
+COLOURS = {"reached": "green", "not reached": "red", "not resolved": "yellow"}
 
 
-def run_shown(name: str, console: Console) -> Benchmark:
-    """Run a benchmark with a bar that says what is being timed."""
+def run_shown(name: str, folder: Path, command: str, out: Console, err: Console) -> None:
+    """Run a benchmark with a bar that says what is being timed, keep it in a folder and show it."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=28), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=err, transient=True) as progress:
         bar = progress.add_task(name, total=None)
-        return run_benchmark(
-            name, lambda what, done, total: progress.update(bar, description=what, completed=done, total=total)
-        )
+
+        def tell(what: str, done: int, total: int) -> None:
+            progress.update(bar, description=f"{name}: {what}", completed=done, total=total)
+
+        found = run_benchmark(name, tell, command)
+    paths = found.write(folder, name)
+    print_benchmark(found, out)
+    err.print(escape(f"Saved: {', '.join(map(str, paths))}"), highlight=False, soft_wrap=True)
+
+
+def run_every(folder: Path, threads: int | None, out: Console, err: Console) -> None:
+    """Run every benchmark, one after another; what this machine cannot run says so and is left out."""
+    for name in names("benchmark"):
+        try:
+            run_shown(name, folder, command_line(name, threads), out, err)
+        except ValueError as error:
+            err.print(f"[yellow]{name} was left out:[/yellow] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+def command_line(name: str, threads: int | None) -> str:
+    """What to type to run a benchmark again."""
+    return f"memkit bench {name}" + (f" --threads {threads}" if threads is not None else "")
 
 
 def print_benchmark(found: Benchmark, console: Console) -> None:
-    """The table of a benchmark under its title, and its notes."""
-    table = Table(*found.columns[:1], title=found.title, header_style="bold")
-    for column in found.columns[1:]:
-        table.add_column(column, justify="right")
-    for row in found.rows:
-        table.add_row(*map(escape, row))
-    console.print(table)
+    """The table of a benchmark under its title, its notes, and what was to be reached."""
+    console.print(_table(found.title, found.columns, (map(escape, row) for row in found.rows)))
     console.print(escape(found.notes), style="dim", highlight=False)
+    if found.goals:
+        rows = ((*map(escape, goal.cells[:-1]), f"[{COLOURS[goal.verdict]}]{goal.verdict}") for goal in found.goals)
+        console.print(_table("To reach", COLUMNS, rows))
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Iterable[Iterable[str]]) -> Table:
+    table = Table(*columns[:1], title=title, header_style="bold")
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table

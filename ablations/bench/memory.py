@@ -24,10 +24,19 @@ def growth(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> flo
 def peak() -> float:
     """The largest resident memory of this process so far, in MiB."""
     if STATUS.exists():  # Linux, where ru_maxrss begins with what the process that started this one had
-        (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 1024
+        return _status("VmHWM")
     unit = 1024 * 1024 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def resident() -> float:
+    """The resident memory of this process now, in MiB; where that is not known, the largest so far."""
+    return _status("VmRSS") if STATUS.exists() else peak()
+
+
+def _status(field: str) -> float:
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024
 
 
 def _grown(prepare: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> float:

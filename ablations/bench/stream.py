@@ -1,21 +1,28 @@
-"""`memkit bench stream`: two million tokens through MAC, MAG, MAL and LMM, with memory and time a token watched."""
+"""`memkit bench stream`: two million tokens through LMM, MAC, MAG and MAL, with memory and time a token watched."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import memkit
 from ablations.bench.base import Benchmark, Tell, benchmark
-from ablations.bench.memory import peak
+from ablations.bench.goal import Goal, single
+from ablations.bench.memory import peak, resident
+from ablations.bench.timing import Spread, Times, take_turns
+from ablations.pool import run_all
+from ablations.report.lines import Lines
+from memkit.divergence import all_finite
 
-TOKENS, CHUNK = 2**21, 4096
-SIZES: dict[str, Any] = {"vocab_size": 256, "dim": 128, "heads": 4, "depth": 2}
 MODELS: dict[str, dict[str, Any]] = {
     "lmm": {},
     "mac": {"segment": 64},
@@ -24,60 +31,164 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """chunk: tokens a call; early: the short context that decoding after all tokens is held against."""
+
+    dim: int = 128
+    heads: int = 4
+    depth: int = 2
+    tokens: int = 2**21
+    chunk: int = 4096
+    early: int = 1000
+    decoded: int = 64
+    rounds: int = 9
+
+
+SIZES = Sizes()
+
+
 @benchmark("stream")
 def stream(tell: Tell) -> Benchmark:
     """Stream 2^21 tokens through each architecture; the end must equal a short call from a saved state."""
-    rows, data = [], {}
-    for i, name in enumerate(MODELS):
-        found = one(name, lambda done, total, i=i, name=name: tell(name, i * total + done, len(MODELS) * total))
-        rows.append(
-            (
-                name,
-                f"{found['first']:.0f}",
-                f"{found['last']:.0f}",
-                f"{found['growth_mib']:+.1f}",
-                f"{found['state_kib']:,.0f}",
-                f"{found['distance']:.1e}",
-                "yes" if found["finite"] else "no",
-            )
-        )
-        data[name] = found
+    progress, found = dict.fromkeys(MODELS, 0), {}
+    total = len(MODELS) * SIZES.tokens // SIZES.chunk
+    for news in run_all(one, {name: (name, SIZES) for name in MODELS}, torch.get_num_threads(), fresh=True):
+        if news.kind == "failed":
+            raise RuntimeError(f"streaming through {news.key} ended early: {news.value}\n{news.details}")
+        if news.kind == "done":
+            found[news.key] = news.value
+        else:
+            progress[news.key] = news.value
+            tell(str(news.key), sum(progress.values()), total)
+    found = {name: found[name] for name in MODELS}
+    columns = ("model", "us a token, first", "last", "largest MiB", "growth, MiB", "state, KiB", "difference", "finite")
     notes = (
-        f"{TOKENS:,} random bytes through 2 layers (dim {SIZES['dim']}, {SIZES['heads']} heads, one row, float32), "
-        f"{CHUNK:,} tokens a call, {torch.get_num_threads()} thread(s). Microseconds a token: the median of the first "
-        "and of the last eighth of the calls. Memory: growth of the largest resident memory from the first eighth to "
-        f"the end. Distance: the last {CHUNK:,} logits against a call from the state that was saved before them."
+        f"{SIZES.tokens:,} random bytes through {SIZES.depth} layers (dim {SIZES.dim}, {SIZES.heads} heads, one row, "
+        f"float32, no gradients), {SIZES.chunk:,} tokens a call, a process of one thread for each model, "
+        f"{torch.get_num_threads()} at a time. First and last: medians of the first and of the last eighth of the "
+        "calls. Memory: the largest resident memory, and its growth from the first eighth to the end. Difference: the "
+        f"last {SIZES.chunk:,} rows of logits against a call from the state that was saved before them. Ratios of "
+        f"times: calls of {SIZES.chunk:,} tokens, and of one token, from an early state and from the last one, "
+        f"{SIZES.rounds} rounds in which both take turns."
     )
-    columns = ("model", "us a token, first", "last", "growth, MiB", "state, KiB", "distance", "finite")
-    return Benchmark("Streaming", columns, tuple(rows), notes, {"models": data})
+    goals = tuple(goal for name, figures in found.items() for goal in _goals(name, figures))
+    return Benchmark(
+        "Streaming",
+        columns,
+        tuple(_row(*item) for item in found.items()),
+        notes,
+        {"models": found},
+        goals,
+        _plots(found),
+    )
+
+
+def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        name,
+        f"{found['first_us']:.0f}",
+        f"{found['last_us']:.0f}",
+        f"{found['peak_mib']:.1f}",
+        f"{found['growth_mib']:+.1f}",
+        f"{found['state_kib']:,.0f}",
+        f"{found['difference']:.1e}",
+        "yes" if found["finite"] else "no",
+    )
+
+
+def _goals(name: str, found: dict[str, Any]) -> list[Goal]:
+    def at_most(reach: float, what: str, ours: str, yardstick: str, figure: Spread, unit: str = "times") -> Goal:
+        return Goal(f"{name}: {what}", ours, yardstick, figure, reach, True, unit)
+
+    late, before = f"after {SIZES.tokens:,} tokens", found["peak_mib"] - found["growth_mib"]
+    difference = found["difference"] if found["finite"] else math.nan
+    memory = f"{found['peak_mib']:.1f} MiB", f"{before:.1f} MiB in the first eighth", single(found["peak_mib"] / before)
+    goals = [at_most(1.02, f"largest resident memory {late}", *memory)]
+    for key, what, early in (("calls", "time a token", SIZES.chunk), ("decoding", "decoding", SIZES.early)):
+        first, last = (f"{us:.0f} us a token" for us in found[key]["us"])
+        goals.append(at_most(1.1, f"{what} {late}", last, f"{first} after {early:,}", Spread(**found[key]["ratio"])))
+    end = "one stream", "a call from the saved state", single(difference)
+    return [*goals, at_most(1e-6, f"the last {SIZES.chunk:,} outputs", *end, "apart at most")]
+
+
+def _plots(found: dict[str, Any]) -> tuple[Lines, ...]:
+    def lines(key: str) -> dict[str, list[list[float]]]:
+        return {name: [list(point) for point in figures[key]] for name, figures in found.items()}
+
+    return (
+        Lines("Time a token while streaming", "tokens so far", "microseconds a token", lines("us_so_far")),
+        Lines("Memory while streaming", "tokens so far", "resident memory, MiB", lines("mib_so_far")),
+    )
 
 
 @torch.no_grad()
-def one(name: str, tell: Any) -> dict[str, Any]:
-    """Stream through one architecture."""
+def one(name: str, sizes: Sizes, send: Callable[[int], None]) -> dict[str, Any]:
+    """Stream through one architecture; `send` hears how many calls are done."""
     torch.manual_seed(0)
-    model = memkit.build("architecture", name, **SIZES, **MODELS[name])
-    calls, generator = TOKENS // CHUNK, torch.Generator().manual_seed(1)
-    eighth, seconds, finite, state, early = max(calls // 8, 1), [], True, None, 0.0
+    shape = {key: value for key, value in asdict(sizes).items() if key in ("dim", "heads", "depth")}
+    model = memkit.build("architecture", name, vocab_size=256, **shape, **MODELS[name])
+    calls, generator = sizes.tokens // sizes.chunk, torch.Generator().manual_seed(1)
+    eighth, seconds, held, finite, state, begun = max(calls // 8, 1), [], [], True, None, 0.0
     before, ids, logits = None, torch.zeros(1, 0, dtype=torch.long), torch.zeros(0)
     for call in range(calls):
-        tell(call, calls)
-        ids = torch.randint(256, (1, CHUNK), generator=generator)
+        ids = torch.randint(256, (1, sizes.chunk), generator=generator)
         before, start = state, time.perf_counter()
         logits, state = model(ids, state)
         seconds.append(time.perf_counter() - start)
+        held.append(resident())
         finite = finite and bool(logits.isfinite().all())
-        early = peak() if call + 1 == eighth else early
-    growth = peak() - early
+        begun = peak() if call + 1 == eighth else begun
+        send(call + 1)
+    largest = peak()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.safetensors"
         memkit.save_state(before, str(path))
         again, _ = model(ids, memkit.load_state(str(path)))
     return {
-        "first": 1e6 * statistics.median(seconds[:eighth]) / CHUNK,
-        "last": 1e6 * statistics.median(seconds[-eighth:]) / CHUNK,
-        "growth_mib": growth,
-        "state_kib": state.bytes / 1024 if state is not None else 0,
-        "distance": float((again - logits).abs().max()),
-        "finite": finite,
+        "first_us": 1e6 * statistics.median(seconds[:eighth]) / sizes.chunk,
+        "last_us": 1e6 * statistics.median(seconds[-eighth:]) / sizes.chunk,
+        "peak_mib": largest,
+        "growth_mib": largest - begun,
+        "state_kib": state.bytes / 1024,
+        "difference": float((again - logits).abs().max()),
+        "finite": finite and bool(all_finite(state)),
+        "us_so_far": _thinned([1e6 * s / sizes.chunk for s in seconds], sizes.chunk),
+        "mib_so_far": _thinned(held, sizes.chunk),
+        **_late_against_early(model, state, sizes),
     }
+
+
+def _thinned(values: list[float], chunk: int) -> list[tuple[int, float]]:
+    """Medians of runs of calls that double in length: (tokens so far, value)."""
+    points, start = [], 0
+    while start < len(values):
+        stop = min(len(values), max(1, 2 * start))
+        points.append((stop * chunk, statistics.median(values[start:stop])))
+        start = stop
+    return points
+
+
+def _late_against_early(model: torch.nn.Module, late: Any, sizes: Sizes) -> dict[str, Any]:
+    """Time a token from a state after all tokens, against a state after few of them."""
+    ids = torch.randint(256, (1, sizes.chunk), generator=torch.Generator().manual_seed(2))
+
+    def decode(state: Any) -> Callable[[], None]:
+        return lambda: step_by_step(model, ids[:, : sizes.decoded], state)
+
+    _, after_a_call = model(ids)
+    _, after_few = model(ids[:, : sizes.early])
+    calls = take_turns({"early": lambda: model(ids, after_a_call), "late": lambda: model(ids, late)}, sizes.rounds)
+    decoding = take_turns({"early": decode(after_few), "late": decode(late)}, sizes.rounds)
+    return {"calls": _compared(calls, sizes.chunk), "decoding": _compared(decoding, sizes.decoded)}
+
+
+def step_by_step(model: torch.nn.Module, ids: Tensor, state: Any) -> None:
+    """Read ids `[B, T]` one token a call."""
+    for token in ids.split(1, 1):
+        _, state = model(token, state)
+
+
+def _compared(times: dict[str, Times], tokens: int) -> dict[str, Any]:
+    us = [1e6 * times[name].median / tokens for name in ("early", "late")]
+    return {"us": us, "ratio": vars(times["late"].relative_to(times["early"]))}

@@ -54,7 +54,7 @@ def dots(results: dict[str, Any]) -> str:
     rows = summaries(results)
     values = [value for row in rows for value in row.values]
     if not values:
-        return _frame(90, "No run has finished yet", text("No run has finished yet.", 24, 50, "muted"))
+        return frame(90, "No run has finished yet", text("No run has finished yet.", 24, 50, "muted"))
     height, top = 78 + 34 * len(rows), 26
     left, right = 30 + 7.4 * max(len(row.name) for row in rows), WIDTH - 150
     margin = 0.08 * (max(values) - min(values) or abs(values[0]) or 1.0)
@@ -76,7 +76,7 @@ def dots(results: dict[str, Any]) -> str:
     caption = f"{metric['unit']}, held out · {metric['direction']} is better · the axis does not begin at 0"
     parts.append(text(caption, left, bottom + 38, "muted small"))
     parts.append(text(f"{yardstick['label']}: {yardstick['value']:.3f}", WIDTH - 14, bottom + 38, "mark small end"))
-    return _frame(height, f"{metric['name']} of each variant", *parts)
+    return frame(height, f"{metric['name']} of each variant", *parts)
 
 
 def _dot_row(row: Summary, i: int, x: Scale, y: float, leads: bool) -> str:
@@ -98,7 +98,7 @@ def curves(results: dict[str, Any]) -> str:
     """Learning curves: the mean over seeds, their range as a band, a name at each curve's end."""
     rows = [(i, row) for i, row in enumerate(summaries(results)) if row.curve]
     if not rows:
-        return _frame(90, "No evaluation yet", text("No evaluation yet.", 24, 50, "muted"))
+        return frame(90, "No evaluation yet", text("No evaluation yet.", 24, 50, "muted"))
     metric, yardstick = results["metric"], results["yardstick"]
     every = [value for _, row in rows for point in row.curve for value in point[2:]] + [yardstick["value"]]
     height, left, top, bottom = 470, 62, 40, 470 - 52
@@ -118,7 +118,7 @@ def curves(results: dict[str, Any]) -> str:
     parts.append(_yardstick(yardstick, x, y))
     labels = spread_apart([y(row.curve[-1][1]) for _, row in rows], 18, top, bottom)
     parts += [_curve(i, row, x, y, label) for (i, row), label in zip(rows, labels, strict=True)]
-    return _frame(height, f"{metric['name']} while training", *parts)
+    return frame(height, f"{metric['name']} while training", *parts)
 
 
 def _curve(i: int, row: Summary, x: Scale, y: Scale, label: float) -> str:
@@ -152,7 +152,7 @@ def _yardstick(yardstick: dict[str, Any], x: Scale, y: Scale) -> str:
     )
 
 
-def _frame(height: float, label: str, *parts: str) -> str:
+def frame(height: float, label: str, *parts: str) -> str:
     """The figure's root element; the label is what a screen reader says."""
     return tag(
         "svg",

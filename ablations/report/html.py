@@ -55,35 +55,41 @@ def page(results: dict[str, Any]) -> str:
     body = [
         tag("p", "memkit ablation", class_="eyebrow"),
         tag("h1", escape(results["title"])),
-        _paragraph(results["description"]),
+        paragraph(results["description"]),
         tag("p", escape(headline(results)), class_="headline"),
         *(tag("p", escape(failure), class_="headline trouble") for failure in failures),
         tag("h2", "Every variant, every seed"),
-        _paragraph("Large dots are means, small ones seeds; the bar spans the seeds.", "muted small"),
+        paragraph("Large dots are means, small ones seeds; the bar spans the seeds.", "muted small"),
         tag("figure", dots(results)),
         tag("h2", "Numbers"),
         tag("div", _table(results), class_="scroll"),
-        _paragraph(footnote(results), "muted small"),
+        paragraph(footnote(results), "muted small"),
         tag("h2", "Learning curves"),
-        _paragraph("Mean over seeds; the band spans them. Point at a curve to single it out.", "muted small"),
+        paragraph("Mean over seeds; the band spans them. Point at a curve to single it out.", "muted small"),
         tag("figure", curves(results)),
         _notes(report),
         tag("h2", "What was run"),
         _facts(results),
         tag("details", tag("summary", "The grid"), tag("pre", escape(results["text"]))),
     ]
+    return document(results["title"], body)
+
+
+def document(title: str, body: list[str], style: str = "") -> str:
+    """A page of its own: markup in the house's style, and some style besides."""
     head = [
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("title", escape(results["title"])),
-        tag("style", THEME + STYLE + PAGE_STYLE),
+        tag("title", escape(title)),
+        tag("style", THEME + STYLE + PAGE_STYLE + style),
     ]
     html = tag("html", tag("head", *head), "\n", tag("body", tag("main", "\n".join(body))), lang="en")
     return f"<!doctype html>\n{html}\n"
 
 
-def _paragraph(content: str, class_: str = "") -> str:
+def paragraph(content: str, class_: str = "") -> str:
+    """A paragraph of plain words, `code` in backquotes; nothing for no words."""
     return tag("p", re.sub("`([^`]+)`", r"<code>\1</code>", escape(content)), class_=class_) if content else ""
 
 
@@ -91,7 +97,7 @@ def _notes(report: dict[str, Any]) -> str:
     source = f"Source: {report['source']}" if report["source"] else ""
     if not (report["notes"] or source):
         return ""
-    return tag("h2", "Notes") + _paragraph(report["notes"]) + _paragraph(source, "muted small")
+    return tag("h2", "Notes") + paragraph(report["notes"]) + paragraph(source, "muted small")
 
 
 def _table(results: dict[str, Any]) -> str:

@@ -1,0 +1,84 @@
+"""A figure of lines on logarithmic axes, one a system, each with its name at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ablations.report.figures import DASHES, HUES, WIDTH, frame
+from ablations.report.svg import Scale, path, spread_apart, tag, text, tooltip
+
+HEIGHT, TOP, BOTTOM, LEFT = 400, 46, 400 - 56, 76
+MOST_MARKS = 12
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines over common axes, both logarithmic: all values are above 0.
+
+    x, y: what the axes are, with their units. lines: name -> points (x, y) in the order of x.
+    """
+
+    title: str
+    x: str
+    y: str
+    lines: dict[str, list[list[float]]]
+
+
+def draw(plot: Lines) -> str:
+    """The figure as SVG; a line of one point is a dot, and one of none is left out."""
+    lines = {name: points for name, points in plot.lines.items() if points}
+    if not lines:
+        return frame(90, plot.title, text("Nothing was measured.", 24, 50, "muted"))
+    every = [point for points in lines.values() for point in points]
+    right = WIDTH - 36 - 7.4 * max(map(len, lines))
+    x = _scale([point[0] for point in every], LEFT, right)
+    y = _scale([point[1] for point in every], BOTTOM, TOP)
+    parts = [text(plot.title, 14, 20, "strong"), text(plot.y, 14, 37, "muted small")]
+    for at in marks(sorted({point[1] for point in every}), own=False):
+        parts.append(tag("line", x1=LEFT, x2=right, y1=y(math.log(at)), y2=y(math.log(at)), class_="rule"))
+        parts.append(text(f"{at:,g}", LEFT - 10, y(math.log(at)) + 4, "muted small end"))
+    for at in marks(sorted({point[0] for point in every}), own=True):
+        parts.append(text(f"{at:,.0f}", x(math.log(at)), BOTTOM + 20, "muted small middle"))
+    parts.append(tag("line", x1=LEFT, x2=right, y1=BOTTOM, y2=BOTTOM, class_="axis"))
+    parts.append(text(plot.x, right, BOTTOM + 42, "muted small end"))
+    ends = [y(math.log(points[-1][1])) for points in lines.values()]
+    for i, (name, label) in enumerate(zip(lines, spread_apart(ends, 18, TOP, BOTTOM), strict=True)):
+        parts.append(_line(i, name, [(x(math.log(a)), y(math.log(b))) for a, b in lines[name]], right, label))
+    return frame(HEIGHT, plot.title, *parts)
+
+
+def _scale(values: Sequence[float], start: float, stop: float) -> Scale:
+    low, high = math.log(min(values)), math.log(max(values))
+    margin = 0.04 * (high - low) or 0.5
+    return Scale(low - margin, high + margin, start, stop)
+
+
+def _line(i: int, name: str, points: list[tuple[float, float]], right: float, label: float) -> str:
+    hue, dash = i % HUES, DASHES[i // HUES % len(DASHES)]
+    end_x, end_y = points[-1]
+    elbow = [(end_x + 4, end_y), (right + 6, end_y), (right + 18, label)]
+    return tag(
+        "g",
+        tooltip(name),
+        path(points, "touch"),
+        path(points, f"curve s{hue}", stroke_dasharray=dash),
+        *(tag("circle", cx=a, cy=b, r=3.5, class_=f"f{hue}") for a, b in points),
+        path(elbow, f"leader s{hue}"),
+        text(name, right + 22, label + 4.5, f"strong f{hue}"),
+        class_="series",
+    )
+
+
+def marks(values: Sequence[float], *, own: bool) -> list[float]:
+    """What to write on an axis for sorted values: the values themselves (own, if few), or round numbers between."""
+    if own and len(values) <= MOST_MARKS:
+        return list(values)
+    low, high = values[0], values[-1]
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
+        found = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+        if len(found) >= 3:
+            return found
+    return [low, high] if high > low else [low]

@@ -1,0 +1,163 @@
+"""The page of benchmarks: goals with their verdicts, figures that come back as they were kept, lines that are drawn."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from ablations.bench import Benchmark, base, write_page
+from ablations.bench.crossing import crossing, told
+from ablations.bench.goal import Goal, single
+from ablations.bench.timing import Spread
+from ablations.cli import main
+from ablations.report.lines import Lines, draw, marks
+
+NAN, INF = math.nan, math.inf
+
+
+def goal(low: float, median: float, high: float, reach: float, at_most: bool = False) -> Goal:
+    return Goal("what", "1 s", "4 s", Spread(low, median, high), reach, at_most)
+
+
+@pytest.mark.parametrize(
+    ("figures", "reach", "at_most", "verdict"),
+    [
+        ((4.1, 5.0, 6.0), 4.0, False, "reached"),
+        ((3.9, 5.0, 6.0), 4.0, False, "not resolved"),
+        ((2.0, 3.0, 4.1), 4.0, False, "not resolved"),
+        ((2.0, 3.0, 3.9), 4.0, False, "not reached"),
+        ((0.9, 1.0, 1.1), 1.1, True, "reached"),
+        ((0.9, 1.0, 1.2), 1.1, True, "not resolved"),
+        ((1.2, 1.3, 1.4), 1.1, True, "not reached"),
+        ((NAN, NAN, NAN), 1.1, True, "not reached"),
+        ((1.0, 2.0, INF), 1.5, True, "not reached"),
+    ],
+)
+def test_a_spread_wider_than_the_margin_resolves_nothing(
+    figures: tuple[float, float, float], reach: float, at_most: bool, verdict: str
+) -> None:
+    assert goal(*figures, reach, at_most).verdict == verdict
+
+
+def test_a_goal_as_a_row() -> None:
+    assert goal(3.0, 4.0, 5.0, 3.5).cells == (
+        "what",
+        "1 s",
+        "4 s",
+        "4.00 (3.00 to 5.00) times",
+        "at least 3.5",
+        "not resolved",
+    )
+    once = Goal("what", "a", "b", single(1.0103), 1.02, at_most=True)
+    assert once.cells[3:] == ("1.01 times", "at most 1.02", "reached")
+
+
+@pytest.mark.parametrize(
+    ("ours", "yardstick", "found"),
+    [
+        ([4.0, 4.0, 4.0], [1.0, 4.0, 16.0], 20.0),
+        ([4.0, 4.0, 4.0], [1.0, 2.0, 8.0], 20 * math.sqrt(2)),
+        (
+            [4.0, 4.0, 4.0],
+            [5.0, 3.0, 5.0],
+            20 * 2 ** (math.log(4 / 3) / math.log(5 / 3)),
+        ),  # the last time, not the first
+        ([4.0, 4.0, 4.0], [5.0, 6.0, 7.0], 10.0),
+        ([4.0, 4.0, 4.0], [1.0, 2.0, 4.0], INF),
+    ],
+)
+def test_lines_cross_where_one_stays_below(ours: list[float], yardstick: list[float], found: float) -> None:
+    assert crossing([10, 20, 40], ours, yardstick) == pytest.approx(found)
+
+
+def test_crossings_in_words() -> None:
+    lengths = (10, 20, 4000)
+    assert told(Spread(900.0, 1000.4, INF), lengths) == "1,000 (900 to not up to 4,000)"
+    assert told(Spread(10.0, 10.0, 10.0), lengths) == "10 or less"
+
+
+def test_lines_are_drawn_on_logarithmic_axes() -> None:
+    plot = Lines(
+        "Time", "tokens", "us", {"a & b": [[256, 1.0], [1024, 4.0], [4096, 16.0]], "one": [[256, 2.0]], "none": []}
+    )
+    picture = ElementTree.fromstring(draw(plot))
+    dots = [
+        (float(dot.attrib["cx"]), float(dot.attrib["cy"])) for dot in picture.iter("{http://www.w3.org/2000/svg}circle")
+    ]
+    (x0, y0), (x1, y1), (x2, y2), (_, lone) = dots
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.02) and y0 - y1 == pytest.approx(y1 - y2, abs=0.02)
+    assert lone == pytest.approx((y0 + y1) / 2, abs=0.02)
+    words = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert "a & b" in words and "none" not in words and {"256", "1,024", "4,096"} <= set(words)
+    assert "Nothing was measured." in draw(Lines("Time", "tokens", "us", {}))
+
+
+def test_marks_of_an_axis_are_few_and_round() -> None:
+    assert marks([256, 512], own=True) == [256, 512]
+    assert marks([3.0, 7.0, 40_000.0], own=False) == [10, 100, 1000, 10_000]
+    assert marks([1.0, 30.0], own=False) == [1, 3, 10, 30]
+    assert marks([2.0, 2.0], own=False) == [2.0]
+    assert marks(list(range(1, 101)), own=True) == [1, 10, 100]
+
+
+def example() -> Benchmark:
+    plot = Lines("Time", "tokens", "us", {"mine": [[256, 1.0], [512, 2.5]]})
+    return Benchmark(
+        "Thing <1>",
+        ("what", "us"),
+        (("mine", "1 | 2"),),
+        "With `code`.",
+        {"x": [1.5]},
+        (goal(3, 4, 5, 2.0),),
+        (plot,),
+        {"date": "today"},
+    )
+
+
+def test_figures_come_back_as_they_were_kept(tmp_path: Path) -> None:
+    markdown, data = example().write(tmp_path, "thing")
+    assert Benchmark.read(data) == example()
+    assert json.loads(data.read_text())["goals"][0]["verdict"] == "reached"
+    assert markdown.read_text().splitlines()[-3:] == [
+        "| what | 1 s | 4 s | 4.00 (3.00 to 5.00) times | at least 2 | reached |",
+        "",
+        "date: today",
+    ]
+
+
+def test_a_page_holds_every_benchmark_of_a_folder(tmp_path: Path) -> None:
+    example().write(tmp_path, "thing")
+    example().write(tmp_path, "other")
+    (tmp_path / "foreign.json").write_text('{"title": "not ours"}')
+    page = write_page(tmp_path).read_text()
+    assert page.count("Thing &lt;1&gt;") == 2 and "<code>code</code>" in page and "not ours" not in page
+    assert page.count('<td class="reached">reached</td>') == 2
+    assert "<script" not in page and "src=" not in page and "@import" not in page
+
+
+def test_all_runs_every_benchmark_and_leaves_out_what_cannot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: object) -> Benchmark:
+        raise ValueError("needs another machine.")
+
+    made = {"thing": lambda _: example(), "needy": refuse}
+    monkeypatch.setattr("ablations.bench.display.names", lambda kind: list(made))
+    monkeypatch.setattr(base, "factory", lambda kind, name: made[name])
+    assert main(["bench", "all", "--out", str(tmp_path)]) == 0
+    assert "needy was left out: needs another machine." in capsys.readouterr().err
+    kept = Benchmark.read(tmp_path / "thing.json")
+    assert kept is not None and kept.about["command"] == "memkit bench thing"
+    assert (tmp_path / "bench.html").exists() and not (tmp_path / "needy.json").exists()
+    (tmp_path / "bench.html").unlink()
+    assert main(["bench", "page", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "bench.html").exists()
+
+
+def test_no_page_of_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "page", "--out", str(tmp_path)]) == 2
+    assert "holds no benchmark" in capsys.readouterr().err
