@@ -1,14 +1,18 @@
-"""A Titans memory layer, forward and backward: memkit against titans-pytorch 0.5.5.
+"""A Titans memory layer: memkit against titans-pytorch 0.5.5, in three settings.
 
-What is compared: one whole layer on each side, x [B, T, D] -> y [B, T, D], in float32, and the gradients of
-mean(y^2) with respect to x and all parameters. Both memories are MLPs of the same depth and hidden width, one
-per head, updated at every token by gradient descent with momentum and weight decay, with gradients at the
-weights of the last multiple of the mini-batch (Titans eq. 12-16), and both read every token's query after
-that token's own write.
+    token    forward and backward, T = 512, B = 1: an update at every token on both sides
+    coarse   forward and backward, T = 2048, B = 8: an update at every token here, one for 64 tokens there
+    decode   a token a call from a state, no gradients: an update at every token on both sides
+
+What is compared: one whole layer on each side, x [B, T, D] -> y [B, T, D], in float32, and in training the
+gradients of mean(y^2) with respect to x and all parameters. Both memories are MLPs of the same depth and hidden
+width, one per head, updated by gradient descent with momentum and weight decay, and both read every token's query
+after that token's own write. Gradients are taken at the weights of the last multiple of the mini-batch (Titans
+eq. 12-16), but for the peer's coarse setting, which takes all of them at the weights before the first token.
 
     memkit           build("mixer", "neural_memory", rule={"name": "titans", "mini_batch": b, ...})
     titans-pytorch   NeuralMemory(chunk_size=1, batch_size=b, ...): chunk_size=1 is what gives every token an
-                     update of its own, as in the paper; with larger chunks it averages tokens and is faster
+                     update of its own, as in the paper; NeuralMemory(chunk_size=64) averages 64 tokens to one
 
 Where the layers differ: titans-pytorch has a norm before its projections, GELU, and a residual and layer norm
 around the memory, whose gain is written too (`--same-memory` gives ours GELU, residual and layer norm); its
@@ -22,13 +26,11 @@ memory at the peak of the first forward and backward, after imports, building an
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from interleave import Step, Worker, compare, serve
 
@@ -36,11 +38,27 @@ PEER, PEER_VERSION = "titans-pytorch", "0.5.5"
 SIZES = {
     "dim": (256, "width of the layer"),
     "heads": (4, "memories side by side"),
-    "tokens": (512, "tokens in a row"),
-    "batch": (1, "rows"),
     "depth": (2, "layers of a memory"),
     "expansion": (4, "hidden units of a memory, as a multiple of dim / heads"),
     "mini-batch": (64, "tokens whose gradients see the same weights"),
+}
+
+
+class Setting(NamedTuple):
+    """tokens, batch: of a run; chunk: tokens of one of the peer's updates; faster, less: what is to be reached."""
+
+    tokens: int
+    batch: int
+    chunk: int
+    faster: float
+    less: float | None
+    what: str = "forward + backward"
+
+
+SETTINGS = {
+    "token": Setting(512, 1, 1, 80, 20),
+    "coarse": Setting(2048, 8, 64, 4, 4),
+    "decode": Setting(64, 1, 1, 10, None, "a token a call"),
 }
 
 
@@ -51,7 +69,8 @@ def ours(options: argparse.Namespace) -> Any:
     memory = {"activation": "gelu", "residual": True} if options.same_memory else {}
     sizes = {"depth": options.depth, "expansion": options.expansion, "mini_batch": options.mini_batch}
     rule = {"name": "titans", **sizes, **memory}
-    return memkit.build("mixer", "neural_memory", dim=options.dim, heads=options.heads, rule=rule)
+    kept = {"recompute": options.recompute}
+    return memkit.build("mixer", "neural_memory", dim=options.dim, heads=options.heads, rule=rule, **kept)
 
 
 def theirs(options: argparse.Namespace) -> Any:
@@ -69,8 +88,8 @@ def theirs(options: argparse.Namespace) -> Any:
 
     return NeuralMemory(
         options.dim,
-        chunk_size=1,
-        batch_size=options.mini_batch,
+        chunk_size=options.chunk,
+        batch_size=options.mini_batch if options.chunk == 1 else None,
         dim_head=options.dim // options.heads,
         heads=options.heads,
         default_model_kwargs={"depth": options.depth, "expansion_factor": float(options.expansion)},
@@ -78,14 +97,21 @@ def theirs(options: argparse.Namespace) -> Any:
 
 
 def prepare(options: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
-    """Build one side's layer and its input; returns a forward and backward, and what it ran on."""
+    """Build one side's layer and its input; returns what one run does, and what it ran on."""
     import torch
 
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     layer = ours(options) if options.worker == "ours" else theirs(options)
-    x = torch.randn(options.batch, options.tokens, options.dim, requires_grad=True)
+    x = torch.randn(options.batch, options.tokens, options.dim)
+    step = (decoding if options.setting == "decode" else training)(layer, x, options)
+    return step, {"torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def training(layer: Any, x: Any, options: argparse.Namespace) -> Step:
+    """Forward and backward of the layer over all tokens."""
+    x.requires_grad_()
 
     def step(tokens: int = options.tokens) -> None:
         layer.zero_grad()
@@ -94,7 +120,28 @@ def prepare(options: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
         y.square().mean().backward()
 
     step(3)  # imports and kernels that a first call loads are no part of the measurement
-    return step, {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    return step
+
+
+def decoding(layer: Any, x: Any, options: argparse.Namespace) -> Step:
+    """Every token in a call of its own, from the state after as many."""
+    import torch
+
+    layer.eval()
+    call = layer
+    if options.compile and options.worker == "ours":
+        torch._dynamo.config.trace_autograd_ops = True
+        call = torch.compile(layer, fullgraph=True)
+
+    @torch.no_grad()
+    def read(state: Any) -> Any:
+        for token in x.split(1, 1):
+            _, state = call(token, state) if options.worker == "ours" else call(token, state=state)
+        return state
+
+    begun = read(layer.init_state(options.batch) if options.worker == "ours" else None)
+    read(begun)  # the kernels of a state that has been in use
+    return lambda: read(begun)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -103,41 +150,32 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=about, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("setting", nargs="?", choices=list(SETTINGS), default="token", help="default: token")
+    for name in ("tokens", "batch", "chunk"):
+        parser.add_argument(f"--{name}", type=int, metavar="N", help="instead of the setting's")
     for name, (default, what) in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what}; default {default}")
     parser.add_argument("--pairs", type=int, default=5, metavar="N", help="timed runs of each side; default 5")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of each side; default: torch's own")
+    parser.add_argument("--recompute", type=int, metavar="N", help="keep our states every N tokens only, in training")
+    parser.add_argument("--compile", action="store_true", help="compile our layer, in decode")
     parser.add_argument("--same-memory", action="store_true", help="give our memory the peer's GELU, residual, norm")
     parser.add_argument(
         "--peer-python", default=sys.executable, metavar="PATH", help=f"an interpreter with {PEER}; default: this one"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write all figures here too, for `memkit bench page`")
     parser.add_argument("--worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    for name in (*SIZES, "pairs"):
+    setting = SETTINGS[options.setting]
+    for name in ("tokens", "batch", "chunk"):
+        if getattr(options, name) is None:
+            setattr(options, name, getattr(setting, name))
+    for name in (*SIZES, "tokens", "batch", "chunk", "pairs"):
         if getattr(options, name.replace("-", "_")) < 1:
             parser.error(f"--{name} must be at least 1")
     if options.dim % options.heads:
         parser.error(f"--heads {options.heads} does not divide --dim {options.dim}")
     return options
-
-
-def table(result: dict[str, Any]) -> str:
-    """The figures as a short Markdown table."""
-    seconds = [f"{median:.3f} s" for median in result["median_seconds"]]
-    spread = [f"{min(s):.3f} to {max(s):.3f} s" for s in zip(*result["seconds"], strict=True)]
-    ratios = result["times_faster_in_each_pair"]
-    mib = ["not measured" if m is None else f"{m:.0f} MiB" for m in result["peak_mib"]]
-    less = result["times_less_memory"]
-    return "\n".join(
-        [
-            f"| forward + backward | memkit | {PEER} {PEER_VERSION} | memkit is better by |",
-            "|---|---|---|---|",
-            f"| median of {len(ratios)} | {seconds[0]} | {seconds[1]} | {result['times_faster']:.1f} times |",
-            f"| spread | {spread[0]} | {spread[1]} | {min(ratios):.1f} to {max(ratios):.1f} in a pair |",
-            f"| peak memory | {mib[0]} | {mib[1]} | {'-' if less is None else f'{less:.1f} times'} |",
-        ]
-    )
 
 
 def drive(options: argparse.Namespace) -> dict[str, Any]:
@@ -150,9 +188,55 @@ def drive(options: argparse.Namespace) -> dict[str, Any]:
     finally:
         memkit.close()
         peer.close()
-    setting = {name: value for name, value in vars(options).items() if name not in ("json", "worker", "peer_python")}
-    machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
-    return {"setting": setting, "machine": machine, "workers": [memkit.about, peer.about], **result}
+    skipped = ("out", "worker", "peer_python")
+    setting = {name: value for name, value in vars(options).items() if name not in skipped}
+    return {"setting": setting, "workers": [memkit.about, peer.about], **result}
+
+
+def benchmark(options: argparse.Namespace, result: dict[str, Any]) -> Any:
+    """The figures in the shape of `memkit bench`."""
+    from ablations.bench.base import Benchmark
+    from ablations.bench.goal import Goal, single
+    from ablations.bench.machine import about
+    from ablations.bench.timing import Spread
+
+    setting = SETTINGS[options.setting]
+    seconds = [f"{median:.3f} s" for median in result["median_seconds"]]
+    spread = [f"{min(s):.3f} to {max(s):.3f} s" for s in zip(*result["seconds"], strict=True)]
+    ratios = Spread.of(result["times_faster_in_each_pair"])
+    mib = ["not measured" if m is None else f"{m:.0f} MiB" for m in result["peak_mib"]]
+    less = result["times_less_memory"]
+    rows = [
+        (f"median of {options.pairs}", *seconds, f"{ratios.median:.1f} times"),
+        ("spread", *spread, f"{ratios.low:.1f} to {ratios.high:.1f} in a pair"),
+    ]
+    if setting.less is not None:
+        rows.append(("peak memory", *mib, "-" if less is None else f"{less:.1f} times"))
+    where = f"T = {options.tokens}, B = {options.batch}, chunk_size {options.chunk}"
+    where += f", recompute={options.recompute}" * bool(options.recompute) + ", compiled" * options.compile
+    goals = [Goal(f"a Titans layer, {setting.what}, {where}", *seconds, ratios, setting.faster, unit="times faster")]
+    if setting.less is not None and less is not None:
+        goals.append(Goal(f"its memory, {where}", *mib, single(less), setting.less, unit="times less"))
+    notes = (
+        f"One layer, {setting.what}, {where}, dim {options.dim}, {options.heads} heads, MLP memory of depth "
+        f"{options.depth} and expansion {options.expansion}, float32, {result['workers'][0]['threads']} thread(s); "
+        "each side in a process of its own, in turn. `--help` of the command says where the layers differ."
+    )
+    told = about(f"python benchmarks/{' '.join([Path(__file__).name, *_told(sys.argv[1:])])}")
+    columns = (setting.what, "memkit", f"{PEER} {PEER_VERSION}", "memkit is better by")
+    title = f"Against {PEER}: {options.setting}"
+    return Benchmark(title, columns, tuple(rows), notes, result, tuple(goals), about=told)
+
+
+def _told(arguments: list[str]) -> list[str]:
+    """The command line without what names a place on this machine."""
+    kept, rest = [], iter(arguments)
+    for argument in rest:
+        if argument in ("--out", "--peer-python"):
+            next(rest, None)
+        elif not argument.startswith(("--out=", "--peer-python=")):
+            kept.append(argument)
+    return kept
 
 
 def main() -> int:
@@ -162,13 +246,16 @@ def main() -> int:
         serve(lambda: prepare(options))
         return 0
     try:
-        result = drive(options)
+        found = benchmark(options, drive(options))
     except (RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(result))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    print(found.markdown())
+    if options.out:
+        from ablations.bench.page import write_page
+
+        found.write(options.out, f"peer_{options.setting}{'_compiled' * options.compile}")
+        write_page(options.out)
     return 0
 
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import memkit
 from memkit import Rule
 from memkit.engine import tape
+from memkit.engine.recompute import recomputed
 from memkit.state import tensors
 from memkit.testing.outcome import outcome
 
@@ -86,16 +87,59 @@ def test_nothing_but_the_cuts_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert left[0] > 0 and left[1] == 0
 
 
-def test_a_layer_takes_it_and_trains_the_same() -> None:
-    found = []
-    for recompute in (None, 3):
-        torch.manual_seed(0)
-        mixer = memkit.build("mixer", "neural_memory", dim=8, heads=2, recompute=recompute).double()
-        y, _ = mixer(torch.randn(2, 10, 8, generator=torch.Generator().manual_seed(1), dtype=torch.double))
-        y.square().sum().backward()
-        found.append([x.grad for x in mixer.parameters()])
-    for a, b in zip(*found, strict=True):
+def layer_outcome(recompute: int | None, dtype: torch.dtype, **options: Any) -> list[Tensor]:
+    """Output, state and the gradients of everything, of a layer that goes on from a state."""
+    torch.manual_seed(0)
+    mixer = memkit.build("mixer", "neural_memory", dim=8, heads=2, recompute=recompute).to(dtype)
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 10, 8, generator=g).to(dtype).requires_grad_()
+    _, state = mixer(torch.randn(2, 3, 8, generator=g).to(dtype))
+    mask = torch.tensor([[True] * 10, [False] * 2 + [True] * 5 + [False] + [True] * 2])
+    y, state = mixer(x, state, mask=mask, **options)
+    held = [a for a in tensors(state) if a.requires_grad]
+    (y.square().sum() + sum(a.square().sum() for a in held)).backward()
+    return [y.detach(), *(a.detach() for a in held), *(p.grad for p in (x, *mixer.parameters()) if p.grad is not None)]
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_a_layer_takes_it_and_trains_the_same(write: bool) -> None:
+    kept, again = (layer_outcome(recompute, torch.double, write=write) for recompute in (None, 3))
+    for a, b in zip(again, kept, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_the_second_run_meets_the_autocast_of_the_first() -> None:
+    seen, x = [], torch.ones(2, requires_grad=True)
+
+    def run(x: Tensor) -> Tensor:
+        seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return 2 * x
+
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.float16, enabled=enabled):
+            y = recomputed(run, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            y.sum().backward()
+    (first, again), (outside, after) = seen[:2], seen[2:]
+    assert first == again == (True, torch.float16) and not outside[0] and not after[0]
+
+
+def test_a_layer_keeps_its_inputs_and_states_alone() -> None:
+    kept = []
+    for recompute in (None, 16):
+        mixer, found = memkit.build("mixer", "neural_memory", dim=8, heads=2, recompute=recompute), {}
+        known = {p.untyped_storage().data_ptr() for p in mixer.parameters()}
+
+        def pack(x: Tensor, found: dict[int, int] = found) -> Tensor:
+            found[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        x = torch.randn(1, 64, 8, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            mixer(x)
+        kept.append(sum(size for place, size in found.items() if place not in known))
+        state = mixer.init_state(1).bytes
+    assert kept[1] <= 64 * 8 * 4 + 5 * state < kept[0] / 2
 
 
 def test_gradients_of_its_gradients_are_refused() -> None:

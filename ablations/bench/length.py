@@ -8,11 +8,13 @@ import torch
 
 import memkit
 from ablations.bench.base import Benchmark, Tell, benchmark
+from ablations.bench.goal import Goal, single
 from ablations.bench.memory import growth
-from ablations.bench.timing import take_turns
+from ablations.bench.timing import Times, take_turns
+from ablations.report.lines import Lines
 
 LENGTHS = (2048, 8192, 32_768, 65_536)
-DIM, HEADS, MINI_BATCH, GROUP, REPEATS = 256, 4, 64, 1024, 3
+DIM, HEADS, MINI_BATCH, GROUP, REPEATS = 256, 4, 64, 2048, 3
 KEPT, AGAIN = "all kept", f"recompute={GROUP}"
 MIB = 2**20
 
@@ -22,12 +24,12 @@ def training_step(tokens: int, recompute: int | None) -> Callable[[], None]:
     torch.manual_seed(0)
     rule = {"name": "titans", "depth": 2, "expansion": 4, "mini_batch": MINI_BATCH}
     mixer = memkit.build("mixer", "neural_memory", dim=DIM, heads=HEADS, rule=rule, recompute=recompute)
-    x = torch.randn(1, tokens, DIM, requires_grad=True)
+    x, arriving = torch.randn(1, tokens, DIM, requires_grad=True), torch.randn(1, tokens, DIM)
 
     def run() -> None:
         mixer.zero_grad()
         x.grad = None
-        mixer(x)[0].square().mean().backward()
+        mixer(x)[0].backward(arriving)
 
     return run
 
@@ -35,27 +37,83 @@ def training_step(tokens: int, recompute: int | None) -> Callable[[], None]:
 @benchmark("length")
 def length(tell: Tell) -> Benchmark:
     """Time and memory of a training step a token, with everything kept for the backward pass and without."""
-    rows, data, total, done = [], {}, len(LENGTHS) * (2 * (REPEATS + 1) + 2), iter(range(10**6))
+    modes, total, done = {KEPT: None, AGAIN: GROUP}, 2 * len(LENGTHS) * (REPEATS + 2), iter(range(10**6))
+    grown: dict[str, dict[int, float]] = {name: {} for name in modes}
     for tokens in LENGTHS:
-        grown = {}
-        for name, recompute in ((KEPT, None), (AGAIN, GROUP)):
+        for name, recompute in modes.items():
             tell(f"memory of {tokens:,} tokens, {name}", next(done), total)
-            grown[name] = growth(training_step, tokens, recompute)
-        calls = {KEPT: training_step(tokens, None), AGAIN: training_step(tokens, GROUP)}
-        times = take_turns(
-            calls, REPEATS, lambda name, tokens=tokens: tell(f"{tokens:,} tokens, {name}", next(done), total)
-        )
-        each = {name: 1e6 * times[name].median / tokens for name in calls}
-        ratio = times[AGAIN].relative_to(times[KEPT])
-        ends = 4 * tokens * DIM * 4 / MIB  # x, y and the gradients of both, float32
-        figures = (f"{each[KEPT]:.0f}", f"{each[AGAIN]:.0f}", str(ratio), f"{grown[KEPT]:,.0f}", f"{grown[AGAIN]:,.0f}")
-        rows.append((f"{tokens:,}", *figures, f"{ends:,.0f}"))
-        data[str(tokens)] = {"microseconds_a_token": each, "ratio": vars(ratio), "growth_mib": grown, "ends_mib": ends}
+            grown[name][tokens] = growth(training_step, tokens, recompute)
+    calls = {call(n, name): training_step(n, recompute) for n in LENGTHS for name, recompute in modes.items()}
+    found = take_turns(calls, REPEATS, lambda what: tell(what, next(done), total))
+    times = {name: {n: found[call(n, name)].each(n) for n in LENGTHS} for name in modes}
     notes = (
         f"A training step of one Titans layer (dim {DIM}, {HEADS} heads, MLP depth 2 x 4, mini-batches of "
         f"{MINI_BATCH}, one row, float32), {torch.get_num_threads()} thread(s): microseconds a token, the ratio of the "
-        f"two in {REPEATS} rounds in which they take turns, and by how much the step raises resident memory at its "
-        "peak, in a process of its own. The last column is what inputs, outputs and their gradients take alone."
+        f"two in {REPEATS} rounds in which all take turns, and by how much the step raises resident memory at its "
+        "peak, in a process of its own that holds the inputs and the outputs' gradients before. The last column is what "
+        "inputs, outputs and their gradients take alone."
     )
     columns = ("tokens", "us a token", "recomputed", "ratio", "MiB", "MiB, recomputed", "ends alone, MiB")
-    return Benchmark("Training on longer texts", columns, tuple(rows), notes, {"lengths": data})
+    rows = tuple(_row(n, times, grown) for n in LENGTHS)
+    data = {
+        "seconds_a_token": {name: {str(n): own[n].seconds for n in LENGTHS} for name, own in times.items()},
+        "growth_mib": {name: {str(n): own[n] for n in LENGTHS} for name, own in grown.items()},
+    }
+    return Benchmark("Training on longer texts", columns, rows, notes, data, _goals(times, grown), _plots(times, grown))
+
+
+def call(tokens: int, name: str) -> str:
+    """What is timed, in words."""
+    return f"{tokens:,} tokens, {name}"
+
+
+def _ends(tokens: int) -> float:
+    """MiB of inputs, outputs and the gradients of both, float32."""
+    return 4 * tokens * DIM * 4 / MIB
+
+
+def _row(n: int, times: dict[str, dict[int, Times]], grown: dict[str, dict[int, float]]) -> tuple[str, ...]:
+    ratio = times[AGAIN][n].relative_to(times[KEPT][n])
+    us = (f"{1e6 * own[n].median:.0f}" for own in times.values())
+    return (f"{n:,}", *us, str(ratio), *(f"{own[n]:,.0f}" for own in grown.values()), f"{_ends(n):,.0f}")
+
+
+def _goals(times: dict[str, dict[int, Times]], grown: dict[str, dict[int, float]]) -> tuple[Goal, ...]:
+    short, before, long = LENGTHS[0], LENGTHS[-2], LENGTHS[-1]
+    us = {name: {n: f"{1e6 * t.median:.0f} us a token" for n, t in own.items()} for name, own in times.items()}
+    goals = [
+        Goal(f"a training step over {long:,} tokens, {AGAIN}", us[AGAIN][long], f"{us[KEPT][long]} {KEPT}",
+             times[AGAIN][long].relative_to(times[KEPT][long]), 1.35, True),
+        Goal("its memory", f"{grown[AGAIN][long]:,.0f} MiB", "4 GiB", single(grown[AGAIN][long] / 1024), 4, True, "GiB"),
+    ]  # fmt: skip
+    added = grown[AGAIN][long] - grown[AGAIN][before]
+    ends = _ends(long) - _ends(before)
+    what = f"memory that it takes more for {long - before:,} tokens more"
+    goals.append(
+        Goal(
+            what,
+            f"{added:,.0f} MiB",
+            f"{ends:,.0f} MiB of inputs, outputs and gradients",
+            single(added / ends),
+            1,
+            True,
+        )
+    )
+    for name, own in times.items():
+        ratio = own[long].relative_to(own[short])
+        goals.append(
+            Goal(
+                f"time a token at {long:,}, {name}", us[name][long], f"{us[name][short]} at {short:,}", ratio, 1.1, True
+            )
+        )
+    return tuple(goals)
+
+
+def _plots(times: dict[str, dict[int, Times]], grown: dict[str, dict[int, float]]) -> tuple[Lines, ...]:
+    us = {name: [[n, 1e6 * t.median] for n, t in own.items()] for name, own in times.items()}
+    mib = {name: [[n, value] for n, value in own.items()] for name, own in grown.items()}
+    mib["inputs, outputs and gradients"] = [[n, _ends(n)] for n in LENGTHS]
+    return (
+        Lines("A training step of one layer", "tokens", "microseconds a token", us),
+        Lines("Memory of a training step", "tokens", "MiB at the peak", mib),
+    )

@@ -6,8 +6,8 @@ that the part made but its results. Differentiable once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,41 +17,60 @@ from memkit.engine.tape import graph_wanted
 from memkit.state import Tree, map_tensors, tensors, with_tensors
 
 
-def recomputed(run: Callable[[Tree], Tree], given: Tree) -> Tree:
+def recomputed(run: Callable[[Tree], Tree], given: Tree, own: Sequence[Tensor] = ()) -> Tree:
     """`run(given)`, whose graph is made when gradients arrive, and not before.
 
-    All that gradients should flow to must be in the tree `given`. `run` must do the same both times.
+    All that gradients should flow to must be in the tree `given`, or among the parameters that `run` uses of its
+    `own`. `run` must do the same both times; it meets the autocast of the first time at the second too.
     """
-    if not graph_wanted(given):
+    if not graph_wanted((given, tuple(own))):
         return run(given)
     results: list[Tree] = []
-    flat = _Recomputed.apply(run, map_tensors(_shape_of_nothing, given), results, *tensors(given))
+    call = _Call(run, map_tensors(_shape_of_nothing, given), results, len(own))
+    flat = _Recomputed.apply(call, *tensors(given), *own)
     return with_tensors(results[0], flat)
 
 
-def in_groups(run: Callable[[Tree, Tree], tuple[Tensor, Tree]], given: Tree, state: Tree, size: int) -> Any:
+def in_groups(
+    run: Callable[[Tree, Tree], tuple[Tensor, Tree]], given: Tree, state: Tree, size: int, own: Sequence[Tensor] = ()
+) -> Any:
     """`run(given, state) -> (y, state)`, `size` tokens at a time, each time keeping no more than what went in.
 
-    given: a tree of tensors `[B, T, ...]`, with T >= 1. Returns (y, state) as one call does.
+    given: a tree of tensors `[B, T, ...]`, with T >= 1; own: as for `recomputed`. Returns (y, state) as one call does.
     """
     outputs = []
     # Split all at once: the backward pass of every single slice would write a whole [B, T, ...].
     for group in zip(*(x.split(size, 1) for x in tensors(given)), strict=True):
-        y, state = recomputed(lambda tree: run(*tree), (with_tensors(given, group), state))
+        y, state = recomputed(lambda tree: run(*tree), (with_tensors(given, group), state), own)
         outputs.append(y)
     return torch.cat(outputs, 1), state
 
 
+class _Call(NamedTuple):
+    """What is run twice. like: `given` without its numbers; results: receives the tree that is returned, likewise."""
+
+    run: Callable[[Tree], Tree]
+    like: Tree
+    results: list[Tree]
+    own: int
+
+
 class _Recomputed(torch.autograd.Function):
-    """Results as a function of all tensors that a part of a call is given."""
+    """Results as a function of all tensors that a part of a call is given, and of the parameters that it has."""
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[[Tree], Tree], like: Tree, results: list[Tree], *given: Tensor) -> Any:
-        """Run without a graph; `results` receives the tree whose tensors are returned."""
-        found = run(with_tensors(like, given))
+    def forward(ctx: Any, call: _Call, *given: Tensor) -> Any:
+        """Run without a graph."""
+        found = call.run(with_tensors(call.like, given))
         flat = tensors(found)
-        results.append(map_tensors(_shape_of_nothing, found))
-        ctx.run, ctx.like = run, like
+        call.results.append(map_tensors(_shape_of_nothing, found))
+        ctx.call = call
+        kind = given[0].device.type
+        ctx.autocast = {
+            "device_type": kind,
+            "dtype": torch.get_autocast_dtype(kind),
+            "enabled": torch.is_autocast_enabled(kind),
+        }
         ctx.save_for_backward(*given)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(x for x in flat if not x.is_floating_point()))
@@ -61,18 +80,20 @@ class _Recomputed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *arriving: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Run again, with a graph this time, and go back through it."""
-        wanted = ctx.needs_input_grad[3:]
-        given = [x.detach().requires_grad_(w) for x, w in zip(ctx.saved_tensors, wanted, strict=True)]
-        with torch.enable_grad():
-            found = tensors(ctx.run(with_tensors(ctx.like, given)))
+        call, saved, wanted = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[1:]
+        count = len(saved) - call.own
+        given = [x.detach().requires_grad_(w) for x, w in zip(saved[:count], wanted[:count], strict=True)]
+        with torch.enable_grad(), torch.autocast(**ctx.autocast):
+            found = tensors(call.run(with_tensors(call.like, given)))
         reached = [(x, g) for x, g in zip(found, arriving, strict=True) if g is not None and x.requires_grad]
-        leaves = [x for x in given if x.requires_grad]
+        inputs = [*given, *saved[count:]]  # what `run` has of its own is not given to it, so it is no copy
+        leaves = [x for x, w in zip(inputs, wanted, strict=True) if w]
         slopes = iter(
             torch.autograd.grad([x for x, _ in reached], leaves, [g for _, g in reached], allow_unused=True)
             if reached
             else [None] * len(leaves)
         )
-        return None, None, None, *(next(slopes) if x.requires_grad else None for x in given)
+        return None, *(next(slopes) if w else None for w in wanted)
 
 
 def _shape_of_nothing(x: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class ShortConv(nn.Module):
             return x, tail
         if mask is None:
             y, line = self._convolve(x, tail)
-            return y, line[:, line.shape[1] - tail.shape[1] :]
+            return y, line[:, line.shape[1] - tail.shape[1] :].clone()  # a view would keep all of a long call alive
         # Masked tokens never were: valid ones close ranks before the convolution sees them.
         count = mask.sum(1)
         ranks = align(mask, torch.zeros_like(count), x.shape[1])

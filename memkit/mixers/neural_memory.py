@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from memkit.checks import divides, positive
 from memkit.engine import MemoryState, memorize, retrieve
 from memkit.engine.memory_state import prepared_key_dim, state_from
+from memkit.engine.plan import choose
+from memkit.engine.recompute import in_groups
 from memkit.mixers.base import Mixer, MixerState, no_segment
 from memkit.mixers.conv import ShortConv
 from memkit.mixers.gates import GateProjection
@@ -52,8 +55,9 @@ class NeuralMemory(Mixer):
     dim: width D; heads: memories side by side, each with keys and values of width D / heads.
     rule: a name, `{"name": ..., options}` or a Rule. conv: width of the causal convolution, 0 for none.
     surprise_limit: bounds each token's gradient norm, a departure from the paper that keeps deep memories
-    finite under any stream; None is the paper. recompute: in training keep only every so many tokens' state and run
-    the tokens between again backward, as `memorize` says; None keeps everything.
+    finite under any stream; None is the paper. recompute: in training keep of the layer's numbers only its inputs,
+    its outputs and every so many tokens' state, and run the tokens between again backward, projections included;
+    gradients can then not be differentiated again, and under `torch.compile` it keeps everything, as None does.
     The memory's initial weights are learned. Raises `ValueError` for sizes that do not fit.
     """
 
@@ -120,10 +124,22 @@ class NeuralMemory(Mixer):
         self, x: Tensor, state: NeuralMemoryState, mask: Tensor | None, write: bool
     ) -> tuple[Tensor, NeuralMemoryState]:
         """One document piece; see `Mixer`."""
+        if self.recompute is None or x.shape[1] == 0 or torch.compiler.is_compiling():
+            return self._mix(x, state, mask, write)
+        choose(self.rule, "auto", x.shape[1])  # warns of all tokens, not of a group's
+
+        def group(given: Any, state: NeuralMemoryState) -> tuple[Tensor, NeuralMemoryState]:
+            return self._mix(given[0], state, given[1], write)
+
+        return in_groups(group, (x, mask), state, self.recompute, tuple(self.parameters()))
+
+    def _mix(
+        self, x: Tensor, state: NeuralMemoryState, mask: Tensor | None, write: bool
+    ) -> tuple[Tensor, NeuralMemoryState]:
         q, k, v, tail = self.project(x, state.tail, mask)
         memory = state.memory
         if write:
-            y, memory = memorize(self.rule, q, k, v, self.gates(x), memory, mask=mask, recompute=self.recompute)
+            y, memory = memorize(self.rule, q, k, v, self.gates(x), memory, mask=mask)
         else:
             y = retrieve(self.rule, memory, q)
         return self.read_out(x, y), replace(state, tail=tail, memory=memory)

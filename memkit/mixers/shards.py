@@ -61,7 +61,8 @@ def _side_by_side(
     if mask is None and phase == 0 and length == shards * shard:
         q, k, v, gates = map_tensors(lambda x: _fold(x, shard), tokens)
         y, rows = memorize(rule, q, k, v, gates, rows)
-        return y.unflatten(0, (batch, shards)).flatten(1, 2), rows.select(slice(shards - 1, None, shards))
+        last = row[shards - 1 :: shards]  # an index copies, where a slice would keep every shard's memory alive
+        return y.unflatten(0, (batch, shards)).flatten(1, 2), rows.select(last)
     valid = torch.ones(batch, length, dtype=torch.bool, device=offset.device) if mask is None else mask
     grid = align(valid, offset, shards * shard)
     q, k, v, gates = map_tensors(lambda x: _fold(grid.to_slots(x), shard), tokens)
