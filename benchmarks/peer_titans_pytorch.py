@@ -201,22 +201,22 @@ def benchmark(options: argparse.Namespace, result: dict[str, Any]) -> Any:
     from ablations.bench.timing import Spread
 
     setting = SETTINGS[options.setting]
-    seconds = [f"{median:.3f} s" for median in result["median_seconds"]]
+    mine, its = (f"{median:.3f} s" for median in result["median_seconds"])
     spread = [f"{min(s):.3f} to {max(s):.3f} s" for s in zip(*result["seconds"], strict=True)]
     ratios = Spread.of(result["times_faster_in_each_pair"])
-    mib = ["not measured" if m is None else f"{m:.0f} MiB" for m in result["peak_mib"]]
+    mib, its_mib = ("not measured" if m is None else f"{m:.0f} MiB" for m in result["peak_mib"])
     less = result["times_less_memory"]
     rows = [
-        (f"median of {options.pairs}", *seconds, f"{ratios.median:.1f} times"),
+        (f"median of {options.pairs}", mine, its, f"{ratios.median:.1f} times"),
         ("spread", *spread, f"{ratios.low:.1f} to {ratios.high:.1f} in a pair"),
     ]
     if setting.less is not None:
-        rows.append(("peak memory", *mib, "-" if less is None else f"{less:.1f} times"))
+        rows.append(("peak memory", mib, its_mib, "-" if less is None else f"{less:.1f} times"))
     where = f"T = {options.tokens}, B = {options.batch}, chunk_size {options.chunk}"
     where += f", recompute={options.recompute}" * bool(options.recompute) + ", compiled" * options.compile
-    goals = [Goal(f"a Titans layer, {setting.what}, {where}", *seconds, ratios, setting.faster, unit="times faster")]
+    goals = [Goal(f"a Titans layer, {setting.what}, {where}", mine, its, ratios, setting.faster, unit="times faster")]
     if setting.less is not None and less is not None:
-        goals.append(Goal(f"its memory, {where}", *mib, single(less), setting.less, unit="times less"))
+        goals.append(Goal(f"its memory, {where}", mib, its_mib, single(less), setting.less, unit="times less"))
     notes = (
         f"One layer, {setting.what}, {where}, dim {options.dim}, {options.heads} heads, MLP memory of depth "
         f"{options.depth} and expansion {options.expansion}, float32, {result['workers'][0]['threads']} thread(s); "

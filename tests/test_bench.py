@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import memkit
-from ablations.bench import length, rounds, rules, run_benchmark, stream, triton
+from ablations.bench import decode, length, models, rounds, rules, run_benchmark, stream, systems
 from ablations.bench.memory import growth
 from ablations.bench.timing import Spread, Times, take_turns
 from ablations.cli import main
+from ablations.pool import News
 
 
 def test_calls_take_turns_and_the_first_round_does_not_count() -> None:
@@ -49,7 +51,7 @@ def test_rules_has_a_row_for_every_rule(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert [done for done, _ in heard] == list(range(heard[0][1]))
     markdown, data = found.write(tmp_path, "rules")
     assert markdown.read_text().splitlines()[4].startswith("| rule | form | forward |")
-    titans = json.loads(data.read_text())["rules"]["titans"]
+    titans = json.loads(data.read_text())["data"]["rules"]["titans"]
     assert titans["form"] == "dual"
     assert titans["tokens"] == 8
     # Two matrices and two momenta of 4 x 16 a head, 4 heads; beginning and anchor besides.
@@ -90,10 +92,21 @@ def test_length_measures_time_and_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(length, "LENGTHS", (64, 128))
     monkeypatch.setattr(length, "REPEATS", 1)
     monkeypatch.setattr(length, "growth", lambda prepare, tokens, recompute: float(tokens) / (recompute or 1))
-    found = run_benchmark("length", lambda *_: None)
+    heard: list[tuple[int, int]] = []
+    found = run_benchmark("length", lambda what, done, total: heard.append((done, total)))
+    assert heard == [(i, 12) for i in range(12)]
     assert [row[0] for row in found.rows] == ["64", "128"]
-    assert found.data["lengths"]["128"]["growth_mib"] == {"all kept": 128.0, "recompute=1024": 0.125}
-    assert all(figure > 0 for figure in found.data["lengths"]["64"]["microseconds_a_token"].values())
+    assert found.data["growth_mib"] == {
+        "all kept": {"64": 64.0, "128": 128.0},
+        "recompute=2048": {"64": 0.03125, "128": 0.0625},
+    }
+    assert all(seconds > 0 for own in found.data["seconds_a_token"].values() for seconds in own["64"])
+    slower, whole, more, longer = found.goals
+    assert whole.figure.median == 0.0625 / 1024 and whole.verdict == "reached"
+    assert more.figure.median == pytest.approx(0.03125 / (64 * 4 * 256 * 4 / 2**20))
+    times = found.data["seconds_a_token"]
+    assert slower.figure.median == times["recompute=2048"]["128"][0] / times["all kept"]["128"][0]
+    assert longer.figure.median == times["recompute=2048"]["128"][0] / times["recompute=2048"]["64"][0]
 
 
 def test_memory_is_that_of_a_new_process() -> None:
@@ -104,34 +117,89 @@ def take(mebibytes: int) -> Callable[[], object]:
     return lambda: len(b"x" * (mebibytes * 2**20))
 
 
+def here(function: Callable[..., Any], calls: dict[str, tuple[Any, ...]], workers: int, fresh: bool) -> Iterator[News]:
+    """Calls in this process, where a benchmark gives each one a process of its own."""
+    assert fresh and workers >= 1
+    for name, arguments in calls.items():
+        heard: list[int] = []
+        value = function(*arguments, heard.append)
+        yield from (News(name, "news", one) for one in heard)
+        yield News(name, "done", value)
+
+
 def test_a_stream_ends_as_a_call_from_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "TOKENS", 64)
-    monkeypatch.setattr(stream, "CHUNK", 16)
-    monkeypatch.setattr(stream, "SIZES", {"vocab_size": 256, "dim": 8, "heads": 2, "depth": 1})
+    sizes = stream.Sizes(dim=8, heads=2, depth=1, tokens=256, chunk=16, early=5, decoded=3, rounds=1)
+    monkeypatch.setattr(stream, "SIZES", sizes)
+    monkeypatch.setattr(stream, "run_all", here)
     heard: list[tuple[int, int]] = []
     found = run_benchmark("stream", lambda what, done, total: heard.append((done, total)))
-    assert heard == [(i, 16) for i in range(16)]
+    assert heard == [(i, 64) for i in range(1, 65)]
     assert [row[0] for row in found.rows] == ["lmm", "mac", "mag", "mal"]
     for figures in found.data["models"].values():
-        assert figures["finite"] and figures["distance"] == 0
+        assert figures["finite"] and figures["difference"] == 0
+        assert figures["resident_mib"]["high"] <= figures["peak_mib"]
+        assert [tokens for tokens, _ in figures["us_so_far"]] == [16, 32, 64, 128, 256]
+    assert [goal.verdict for goal in found.goals[3::4]] == ["reached"] * 4
+    assert [goal.what for goal in found.goals[:2]] == [
+        "lmm: resident memory in 256 tokens",
+        "lmm: time a token after 256 tokens",
+    ]
 
 
-def test_triton_needs_a_gpu_and_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["bench", "triton"]) == 2
-    assert "needs a CUDA device, which this machine lacks" in capsys.readouterr().err
+def test_numbers_that_are_not_finite_are_equal_to_nothing() -> None:
+    ratio = vars(Spread(1.0, 1.0, 1.0))
+    timed = {"us": [1.0, 1.0], "ratio": ratio}
+    found = {"early_mib": 1.0, "resident_mib": ratio, "calls": timed, "decoding": timed, "difference": 0.0}
+    verdicts = [stream._goals("x", {**found, "finite": finite})[-1].verdict for finite in (True, False)]
+    assert verdicts == ["reached", "not reached"]
 
 
-def test_triton_measures_times_and_distances(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `dual` in the kernel's place, on a CPU."""
-    monkeypatch.setattr(triton, "device", lambda: "cpu")
-    monkeypatch.setattr(triton, "KERNEL", "dual")
-    monkeypatch.setattr(triton, "FORMS", {"dual": {"form": "dual"}, "other": {"form": "scan"}})
-    for name, value in {"BATCHES": (1,), "TOKENS": 6, "WIDTH": 4, "MINI_BATCH": 4, "REPEATS": 1}.items():
-        monkeypatch.setattr(triton, name, value)
-    heard: list[tuple[int, int]] = []
-    found = run_benchmark("triton", lambda what, done, total: heard.append((done, total)))
-    assert [row[:2] for row in found.rows[:2]] == [("1 x 4, highest, forward", name) for name in ("dual", "other")]
-    assert [done for done, _ in heard] == list(range(heard[0][1]))
-    assert all(figures["distance"] < 1e-5 for case in found.data["cases"].values() for figures in case.values())
-    assert torch.get_float32_matmul_precision() == "highest"
+def test_a_stream_that_ends_early_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "run_all", lambda *_, **__: iter([News("mac", "failed", "killed")]))
+    with pytest.raises(RuntimeError, match="streaming through mac ended early: killed"):
+        run_benchmark("stream", lambda *_: None)
+
+
+SMALL = {"vocab_size": 256, "dim": 16, "heads": 2, "depth": 2}
+
+
+def test_decoding_is_timed_against_a_cache_written_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systems, "SIZES", SMALL)
+    monkeypatch.setattr(decode, "SIZES", SMALL)
+    for name, value in {"CONTEXTS": (4, 8, 16), "REACHED": (4, 9), "CHUNK": 4, "TOKENS": 2, "ROUNDS": 3}.items():
+        monkeypatch.setattr(decode, name, value)
+    found = run_benchmark("decode", lambda *_: None)
+    assert found.columns == ("context", "transformer", "lmm", "mac", "mag", "mal")
+    assert [row[0] for row in found.rows] == ["4", "8", "16", "faster from", "state, KiB"]
+    assert found.rows[-1][1] == "4"  # 2 layers of keys and values of 16 numbers, 16 tokens
+    assert len(found.data["us"]) == 3 + 4 * 2
+    assert set(found.plots[0].lines) == set(found.columns[1:])
+
+
+@torch.no_grad()
+def test_the_yardsticks_decoder_computes_what_the_transformer_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systems, "SIZES", SMALL)
+    model = systems.system("transformer", 24).double()
+    ids = torch.randint(256, (1, 7), generator=torch.Generator().manual_seed(0))
+    expected, _ = model(ids)
+    torch.testing.assert_close(decode.Cached(model, 0, 7, torch.double).read(ids), expected)
+
+
+def test_models_are_of_one_size_and_stop_at_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = systems.equal_hidden()
+    counts = [systems.system(name, n).num_parameters() for name, n in hidden.items()]
+    assert max(counts) - min(counts) <= 8 * 3 * 256 * 2
+    monkeypatch.setattr(systems, "SIZES", SMALL)
+    monkeypatch.setattr(models, "SIZES", SMALL)
+    for name, value in {"LENGTHS": (8, 16, 32, 64), "AT_ONCE": 16, "ROUNDS": 1}.items():
+        monkeypatch.setattr(models, name, value)
+    monkeypatch.setattr(models, "growth", lambda prepare, name, hidden, n: 1000.0 * n * (8 if name == "mac" else 1))
+    monkeypatch.setattr(models, "MOST_MIB", 300_000)
+    found = run_benchmark("models", lambda *_: None)
+    tried = {name: list(own) for name, own in found.data["growth_mib"].items()}
+    assert tried == {name: ["8", "16", "32"] + ["64"] * (name != "mac") for name in systems.OWN}
+    assert found.rows[3][3] == "" and found.rows[3][4] != ""
+    assert [found.plots[1].lines["lmm"][-1], set(found.data["faster_from"])] == [
+        [64, 64_000.0],
+        set(systems.OWN) - {"transformer"},
+    ]

@@ -50,6 +50,16 @@ def test_a_call_that_fails_or_dies_costs_no_other() -> None:
     assert 'raise ValueError(f"{number} is negative")' in next(one.details for one in news if one.key == "b")
 
 
+def own_process(send: Callable[[Any], None]) -> int:
+    return os.getpid()
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_call_may_have_a_process_of_its_own(fresh: bool) -> None:
+    processes = {one.value for one in run_all(own_process, {"a": (), "b": ()}, 1, fresh=fresh)}
+    assert len(processes) == (2 if fresh else 1)
+
+
 def test_workers_end_with_the_iteration() -> None:
     with closing(run_all(sleep, {"a": (60,)}, 2)) as news:
         process = next(news).value

@@ -32,11 +32,11 @@ class Cached:
     The yardstick's own decoder: the mixer's state is a value, so that it copies its cache at every token.
     """
 
-    def __init__(self, model: LanguageModel, context: int, room: int) -> None:
+    def __init__(self, model: LanguageModel, context: int, room: int, dtype: torch.dtype = torch.float32) -> None:
         self.model, self.context = model, context
         mixer = _attention(model)[0]
         shape = (1, mixer.heads, context + room, mixer.dim // mixer.heads)
-        self.caches = [(torch.randn(shape), torch.randn(shape)) for _ in model.blocks]
+        self.caches = [(torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)) for _ in model.blocks]
 
     @torch.no_grad()
     def read(self, ids: Tensor) -> Tensor:

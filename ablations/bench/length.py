@@ -10,7 +10,7 @@ import memkit
 from ablations.bench.base import Benchmark, Tell, benchmark
 from ablations.bench.goal import Goal, single
 from ablations.bench.memory import growth
-from ablations.bench.timing import Times, take_turns
+from ablations.bench.timing import Spread, Times, take_turns
 from ablations.report.lines import Lines
 
 LENGTHS = (2048, 8192, 32_768, 65_536)
@@ -50,8 +50,8 @@ def length(tell: Tell) -> Benchmark:
         f"A training step of one Titans layer (dim {DIM}, {HEADS} heads, MLP depth 2 x 4, mini-batches of "
         f"{MINI_BATCH}, one row, float32), {torch.get_num_threads()} thread(s): microseconds a token, the ratio of the "
         f"two in {REPEATS} rounds in which all take turns, and by how much the step raises resident memory at its "
-        "peak, in a process of its own that holds the inputs and the outputs' gradients before. The last column is what "
-        "inputs, outputs and their gradients take alone."
+        "peak, in a process of its own that holds inputs and the gradients of the outputs before. The last column is "
+        "what inputs, outputs and their gradients take alone."
     )
     columns = ("tokens", "us a token", "recomputed", "ratio", "MiB", "MiB, recomputed", "ends alone, MiB")
     rows = tuple(_row(n, times, grown) for n in LENGTHS)
@@ -79,34 +79,23 @@ def _row(n: int, times: dict[str, dict[int, Times]], grown: dict[str, dict[int, 
 
 
 def _goals(times: dict[str, dict[int, Times]], grown: dict[str, dict[int, float]]) -> tuple[Goal, ...]:
+    def at_most(reach: float, what: str, ours: str, yardstick: str, figure: Spread, unit: str = "times") -> Goal:
+        return Goal(f"{what}, {AGAIN}", ours, yardstick, figure, reach, True, unit)
+
+    def us(name: str, n: int) -> str:
+        return f"{1e6 * times[name][n].median:.0f} us a token"
+
     short, before, long = LENGTHS[0], LENGTHS[-2], LENGTHS[-1]
-    us = {name: {n: f"{1e6 * t.median:.0f} us a token" for n, t in own.items()} for name, own in times.items()}
-    goals = [
-        Goal(f"a training step over {long:,} tokens, {AGAIN}", us[AGAIN][long], f"{us[KEPT][long]} {KEPT}",
-             times[AGAIN][long].relative_to(times[KEPT][long]), 1.35, True),
-        Goal("its memory", f"{grown[AGAIN][long]:,.0f} MiB", "4 GiB", single(grown[AGAIN][long] / 1024), 4, True, "GiB"),
-    ]  # fmt: skip
-    added = grown[AGAIN][long] - grown[AGAIN][before]
-    ends = _ends(long) - _ends(before)
-    what = f"memory that it takes more for {long - before:,} tokens more"
-    goals.append(
-        Goal(
-            what,
-            f"{added:,.0f} MiB",
-            f"{ends:,.0f} MiB of inputs, outputs and gradients",
-            single(added / ends),
-            1,
-            True,
-        )
+    again, added, ends = times[AGAIN], grown[AGAIN][long] - grown[AGAIN][before], _ends(long) - _ends(before)
+    slower, longer = again[long].relative_to(times[KEPT][long]), again[long].relative_to(again[short])
+    whole, more = single(grown[AGAIN][long] / 1024), single(added / ends)
+    step, theirs = f"a training step over {long:,} tokens", f"{ends:,.0f} MiB of inputs, outputs and gradients"
+    return (
+        at_most(1.35, step, us(AGAIN, long), f"{us(KEPT, long)}, {KEPT}", slower),
+        at_most(4, f"memory of {step}", f"{grown[AGAIN][long]:,.0f} MiB", "4 GiB", whole, "GiB"),
+        at_most(1, f"memory of {long - before:,} more tokens", f"{added:,.0f} MiB", theirs, more),
+        at_most(1.1, f"time a token of {step}", us(AGAIN, long), f"{us(AGAIN, short)} at {short:,}", longer),
     )
-    for name, own in times.items():
-        ratio = own[long].relative_to(own[short])
-        goals.append(
-            Goal(
-                f"time a token at {long:,}, {name}", us[name][long], f"{us[name][short]} at {short:,}", ratio, 1.1, True
-            )
-        )
-    return tuple(goals)
 
 
 def _plots(times: dict[str, dict[int, Times]], grown: dict[str, dict[int, float]]) -> tuple[Lines, ...]:
