@@ -191,14 +191,15 @@ def test_models_are_of_one_size_and_stop_at_their_limit(monkeypatch: pytest.Monk
     assert max(counts) - min(counts) <= 8 * 3 * 256 * 2
     monkeypatch.setattr(systems, "SIZES", SMALL)
     monkeypatch.setattr(models, "SIZES", SMALL)
-    for name, value in {"LENGTHS": (8, 16, 32, 64), "AT_ONCE": 16, "ROUNDS": 1}.items():
+    for name, value in {"LENGTHS": (8, 16, 32, 64), "WEIGHED": (16, 64), "AT_ONCE": 16, "ROUNDS": 1}.items():
         monkeypatch.setattr(models, name, value)
     monkeypatch.setattr(models, "growth", lambda prepare, name, hidden, n: 1000.0 * n * (8 if name == "mac" else 1))
     monkeypatch.setattr(models, "MOST_MIB", 300_000)
     found = run_benchmark("models", lambda *_: None)
-    tried = {name: list(own) for name, own in found.data["growth_mib"].items()}
-    assert tried == {name: ["8", "16", "32"] + ["64"] * (name != "mac") for name in systems.OWN}
-    assert found.rows[3][3] == "" and found.rows[3][4] != ""
+    for key, lengths in (("seconds_a_token", ["8", "16", "32"]), ("growth_mib", ["16"])):
+        tried = {name: list(own) for name, own in found.data[key].items()}
+        assert tried == {name: lengths + ["64"] * (name != "mac") for name in systems.OWN}
+    assert found.rows[3][3] == "" and found.rows[3][4].endswith(" us, 64,000 MiB") and found.rows[2][4].endswith(" us")
     assert [found.plots[1].lines["lmm"][-1], set(found.data["faster_from"])] == [
         [64, 64_000.0],
         set(systems.OWN) - {"transformer"},

@@ -18,8 +18,9 @@ from ablations.report.lines import Lines
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
 AT_ONCE = 2048
 """Tokens of a step at least: shorter texts are trained in batches."""
-ROUNDS, MOST_SECONDS = 3, 20.0
-MOST_MIB = 12 * 1024
+WEIGHED = LENGTHS[1::2]
+"""Where memory is measured: it grows evenly, and each figure costs a process of its own."""
+ROUNDS, MOST_SECONDS, MOST_MIB = 3, 20.0, 12 * 1024
 
 
 @dataclass
@@ -34,10 +35,10 @@ class Found:
 def models(tell: Tell) -> Benchmark:
     """Time and memory of one training step of LMM, MAC, MAG, MAL and a transformer of equal parameters."""
     hidden, done = equal_hidden(), iter(range(10**6))
-    found, total = {name: Found() for name in OWN}, len(OWN) * len(LENGTHS) * (ROUNDS + 2)
+    found, total = {name: Found() for name in OWN}, len(OWN) * (len(LENGTHS) * (ROUNDS + 1) + len(WEIGHED))
     for tokens in LENGTHS:
         going = [name for name in OWN if _goes_on(found[name], tokens)]
-        for name in going:
+        for name in going if tokens in WEIGHED else ():
             tell(f"memory of {name}, {tokens:,} tokens", next(done), total)
             found[name].mib[tokens] = growth(training_step, name, hidden[name], tokens)
         calls = {name: training_step(name, hidden[name], tokens) for name in going}
@@ -85,14 +86,15 @@ def training_step(name: str, hidden: int, tokens: int) -> Callable[[], None]:
 
 
 def _goes_on(found: Found, tokens: int) -> bool:
-    """Whether a step over so many tokens should keep within the limits, judged by the two lengths before it."""
+    """Whether a step over so many tokens should keep within the limits, judged by what went before."""
     before = [n for n in LENGTHS if n < tokens][-2:]
     if any(n not in found.times for n in before):
         return False
     if len(before) < 2:
         return True
     earlier, last = (found.times[n].median * n * batch(n) for n in before)
-    return last * last / earlier <= MOST_SECONDS and 2 * found.mib[before[-1]] <= MOST_MIB
+    mib = max((mib * tokens * batch(tokens) / (n * batch(n)) for n, mib in found.mib.items()), default=0)
+    return last * last / earlier <= MOST_SECONDS and mib <= MOST_MIB
 
 
 def _crossing(yardstick: Found, own: Found) -> Spread:
@@ -103,11 +105,11 @@ def _crossing(yardstick: Found, own: Found) -> Spread:
 
 
 def _row(tokens: int, found: dict[str, Found]) -> tuple[str, ...]:
-    cells = [
-        f"{1e6 * own.times[tokens].median:,.0f} us, {own.mib[tokens]:,.0f} MiB" if tokens in own.times else ""
-        for own in found.values()
-    ]
-    return (f"{tokens:,}", *cells)
+    def cell(own: Found) -> str:
+        us = f"{1e6 * own.times[tokens].median:,.0f} us" if tokens in own.times else ""
+        return f"{us}, {own.mib[tokens]:,.0f} MiB" if tokens in own.mib else us
+
+    return (f"{tokens:,}", *map(cell, found.values()))
 
 
 def _plots(found: dict[str, Found]) -> tuple[Lines, ...]:
