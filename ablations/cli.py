@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ablations.bench import command_line, run_every, run_shown, write_page
+from ablations.bench import run_asked
 from ablations.display import Display
 from ablations.grid import changed, read_grid
 from ablations.listing import print_component, print_kind, print_kinds
@@ -265,14 +264,7 @@ def bench(
     - `memkit bench rounds --threads 1 --out runs/bench`
     - `memkit bench page --out runs/bench`
     """
-    folder = folder or Path("runs") / "bench"
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if name == "all":
-        run_every(folder, threads, _out(), _err())
-    elif name != "page":
-        run_shown(name, folder, command_line(name, threads), _out(), _err())
-    _tell(f"Page: {write_page(folder)}")
+    run_asked(name, folder or Path("runs") / "bench", threads, _out(), _err())
 
 
 def _with(options: dict[str, Any], given_by: str, **own: Any) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ablations.bench import Benchmark, base, write_page
+from ablations.bench import Benchmark, base
 from ablations.bench.crossing import crossing, told
 from ablations.bench.goal import Goal, single
+from ablations.bench.page import write_page
 from ablations.bench.timing import Spread
 from ablations.cli import main
 from ablations.report.lines import Lines, draw, marks
@@ -100,6 +101,7 @@ def test_marks_of_an_axis_are_few_and_round() -> None:
     assert marks([256, 512], own=True) == [256, 512]
     assert marks([3.0, 7.0, 40_000.0], own=False) == [10, 100, 1000, 10_000]
     assert marks([1.0, 30.0], own=False) == [1, 3, 10, 30]
+    assert marks([750.0, 2900.0], own=False) == [1000, 2000]
     assert marks([2.0, 2.0], own=False) == [2.0]
     assert marks(list(range(1, 101)), own=True) == [1, 10, 100]
 

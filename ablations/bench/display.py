@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -12,9 +13,27 @@ from rich.table import Table
 
 from ablations.bench.base import Benchmark, run_benchmark
 from ablations.bench.goal import COLUMNS
+from ablations.bench.page import write_page
 from memkit.registry import names
 
 COLOURS = {"reached": "green", "not reached": "red", "not resolved": "yellow"}
+
+
+def run_asked(name: str, folder: Path, threads: int | None, out: Console, err: Console) -> None:
+    """Run a benchmark, `all` of them, or none for the `page` alone, and write the page of the folder.
+
+    `ValueError` for an unknown name, and for a page of nothing. Of `all`, what this machine cannot run says so.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    for one in names("benchmark") if name == "all" else [] if name == "page" else [name]:
+        try:
+            run_shown(one, folder, command_line(one, threads), out, err)
+        except ValueError as error:
+            if name != "all":
+                raise
+            _tell(err, f"{one} was left out: {error}")
+    _tell(err, f"Page: {write_page(folder)}")
 
 
 def run_shown(name: str, folder: Path, command: str, out: Console, err: Console) -> None:
@@ -29,16 +48,7 @@ def run_shown(name: str, folder: Path, command: str, out: Console, err: Console)
         found = run_benchmark(name, tell, command)
     paths = found.write(folder, name)
     print_benchmark(found, out)
-    err.print(escape(f"Saved: {', '.join(map(str, paths))}"), highlight=False, soft_wrap=True)
-
-
-def run_every(folder: Path, threads: int | None, out: Console, err: Console) -> None:
-    """Run every benchmark, one after another; what this machine cannot run says so and is left out."""
-    for name in names("benchmark"):
-        try:
-            run_shown(name, folder, command_line(name, threads), out, err)
-        except ValueError as error:
-            err.print(f"[yellow]{name} was left out:[/yellow] {escape(str(error))}", highlight=False, soft_wrap=True)
+    _tell(err, f"Saved: {', '.join(map(str, paths))}")
 
 
 def command_line(name: str, threads: int | None) -> str:
@@ -62,3 +72,7 @@ def _table(title: str, columns: tuple[str, ...], rows: Iterable[Iterable[str]]) 
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _tell(console: Console, message: str) -> None:
+    console.print(escape(message), highlight=False, soft_wrap=True)

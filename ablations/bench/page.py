@@ -17,6 +17,7 @@ PAGE = "bench.html"
 STYLE = """
 td.reached{color:var(--c2);font-weight:600}td.not-reached{color:var(--mark);font-weight:600}
 td.not-resolved{color:var(--muted);font-weight:600}.words td{white-space:normal}
+.words td:nth-last-child(-n+2){white-space:nowrap}
 """
 
 

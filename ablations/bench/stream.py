@@ -122,7 +122,7 @@ def _goals(name: str, found: dict[str, Any]) -> list[Goal]:
         first, last = (f"{us:.0f} us a token" for us in found[key]["us"])
         goals.append(at_most(1.1, f"{what} {late}", last, f"{first} after {early:,}", Spread(**found[key]["ratio"])))
     end = "one stream", "a call from the saved state", single(difference)
-    return [*goals, at_most(1e-6, f"the last {SIZES.chunk:,} outputs", *end, "apart at most")]
+    return [*goals, at_most(1e-6, f"the last {SIZES.chunk:,} outputs", *end, "apart")]
 
 
 def _plots(found: dict[str, Any]) -> tuple[Lines, ...]:

@@ -77,8 +77,8 @@ def marks(values: Sequence[float], *, own: bool) -> list[float]:
         return list(values)
     low, high = values[0], values[-1]
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
+    for steps, least in (((1,), 3), ((1, 3), 3), ((1, 2, 5), 2), (range(1, 10), 2)):
         found = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
-        if len(found) >= 3:
+        if len(found) >= least:
             return found
     return [low, high] if high > low else [low]
