@@ -14,7 +14,7 @@ from ablations.bench.timing import Spread, Times, take_turns
 from ablations.report.lines import Lines
 
 LENGTHS = (2048, 8192, 32_768, 65_536)
-DIM, HEADS, MINI_BATCH, GROUP, REPEATS = 256, 4, 64, 2048, 3
+DIM, HEADS, MINI_BATCH, GROUP, REPEATS = 256, 4, 64, 4096, 3
 KEPT, AGAIN = "all kept", f"recompute={GROUP}"
 MIB = 2**20
 

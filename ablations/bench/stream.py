@@ -77,8 +77,8 @@ def stream(tell: Tell) -> Benchmark:
         f"{SIZES.tokens:,} random bytes through {SIZES.depth} layers (dim {SIZES.dim}, {SIZES.heads} heads, one row, "
         f"float32, no gradients), {SIZES.chunk:,} tokens a call, a process of one thread for each model, "
         f"{torch.get_num_threads()} at a time. First and last: medians of the first and of the last eighth of the "
-        "calls. Memory: resident after each call, the median of the first eighth and of the rest (least to largest), "
-        f"and the most at any time. Difference: the last {SIZES.chunk:,} rows of logits against a call from the state "
+        "calls. Memory: the largest resident memory until the end of the first eighth, and until the end of all. "
+        f"Difference: the last {SIZES.chunk:,} rows of logits against a call from the state "
         f"that was saved before them. Ratios of times: calls of {SIZES.chunk:,} tokens, and of one token, from an "
         f"early state and from the last one, {SIZES.rounds} rounds in which both take turns."
     )
@@ -100,7 +100,6 @@ def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
         f"{found['first_us']:.0f}",
         f"{found['last_us']:.0f}",
         f"{found['early_mib']:.1f}",
-        str(Spread(**found["resident_mib"])),
         f"{found['peak_mib']:.1f}",
         f"{found['state_kib']:,.0f}",
         f"{found['difference']:.1e}",
@@ -112,12 +111,10 @@ def _goals(name: str, found: dict[str, Any]) -> list[Goal]:
     def at_most(reach: float, what: str, ours: str, yardstick: str, figure: Spread, unit: str = "times") -> Goal:
         return Goal(f"{name}: {what}", ours, yardstick, figure, reach, True, unit)
 
-    late, resident = f"after {SIZES.tokens:,} tokens", Spread(**found["resident_mib"])
+    late, begun, peak_mib = f"after {SIZES.tokens:,} tokens", found["early_mib"], found["peak_mib"]
     difference = found["difference"] if found["finite"] else math.nan
-    early = found["early_mib"]
-    flat = Spread(*(mib / early for mib in (resident.low, resident.median, resident.high)))
-    memory = f"{resident.median:.1f} MiB from then on", f"{early:.1f} MiB in the first eighth", flat
-    goals = [at_most(1.02, f"resident memory in {SIZES.tokens:,} tokens", *memory)]
+    memory = f"{peak_mib:.1f} MiB", f"{begun:.1f} MiB in the first eighth", single(peak_mib / begun)
+    goals = [at_most(1.02, f"largest resident memory {late}", *memory)]
     for key, what, early in (("calls", "time a token", SIZES.chunk), ("decoding", "decoding", SIZES.early)):
         first, last = (f"{us:.0f} us a token" for us in found[key]["us"])
         goals.append(at_most(1.1, f"{what} {late}", last, f"{first} after {early:,}", Spread(**found[key]["ratio"])))
@@ -142,7 +139,7 @@ def one(name: str, sizes: Sizes, send: Callable[[int], None]) -> dict[str, Any]:
     shape = {key: value for key, value in asdict(sizes).items() if key in ("dim", "heads", "depth")}
     model = memkit.build("architecture", name, vocab_size=256, **shape, **MODELS[name])
     calls, generator = sizes.tokens // sizes.chunk, torch.Generator().manual_seed(1)
-    eighth, seconds, held, finite, state = max(calls // 8, 1), [], [], True, model.init_state(1)
+    eighth, seconds, held, finite, state, begun = max(calls // 8, 1), [], [], True, model.init_state(1), 0.0
     before, ids, logits = state, torch.zeros(1, 0, dtype=torch.long), torch.zeros(0)
     for call in range(calls):
         ids = torch.randint(256, (1, sizes.chunk), generator=generator)
@@ -150,6 +147,7 @@ def one(name: str, sizes: Sizes, send: Callable[[int], None]) -> dict[str, Any]:
         logits, state = model(ids, state)
         seconds.append(time.perf_counter() - start)
         held.append(resident())
+        begun = peak() if call + 1 == eighth else begun
         finite = finite and bool(logits.isfinite().all())
         send(call + 1)
     largest = peak()
@@ -160,8 +158,7 @@ def one(name: str, sizes: Sizes, send: Callable[[int], None]) -> dict[str, Any]:
     return {
         "first_us": 1e6 * statistics.median(seconds[:eighth]) / sizes.chunk,
         "last_us": 1e6 * statistics.median(seconds[-eighth:]) / sizes.chunk,
-        "early_mib": statistics.median(held[:eighth]),
-        "resident_mib": vars(Spread.of(held[eighth:])),
+        "early_mib": begun,
         "peak_mib": largest,
         "state_kib": state.bytes / 1024,
         "difference": float((again - logits).abs().max()),
