@@ -1,8 +1,10 @@
 """What the coefficients of a block mean for its matrices: reading through them, and folding them into the state.
 
 Weight and slots of a matrix lie below each other, `[N, n * in, out]`: one product reads them all. A block's
-writes are never formed: write s is a_s^T r_s, from its inputs a `[N, S, in]` and errors r `[N, S, out]`.
-With gates per key channel carries have an axis `K`, `[N, K, ...]`, which is the matrix's `in`.
+writes are never formed: write s is a_s^T r_s, from its inputs a `[N, S, in]` and errors r `[N, S, out]`. Where a
+matrix has more inputs than outputs its carry may be turned, `[N, n * out, in]`, so that what is scaled token by
+token is always narrow. With gates per key channel carries have an axis `K`, `[N, K, ...]`, which is the matrix's
+`in`, and nothing is turned.
 """
 
 from __future__ import annotations
@@ -15,14 +17,24 @@ from memkit.engine.channels import AnyEffect, ChannelEffect
 from memkit.engine.memory_state import Rows, Weights
 
 
-def stacked(rows: Rows) -> Weights:
-    """Weight and slots of every matrix as one carry."""
-    return {name: torch.cat([weight, *rows.slots[name]], 1) for name, weight in rows.weights.items()}
+def stacked(rows: Rows, *, turn: bool = False) -> Weights:
+    """Weight and slots of every matrix as one carry; `turn`: those with more inputs than outputs the other way up."""
+    found = {}
+    for name, weight in rows.weights.items():
+        turned = turn and weight.shape[1] > weight.shape[2]
+        found[name] = torch.cat([x.mT if turned else x for x in (weight, *rows.slots[name])], 1)
+    return found
 
 
 def parts(carry: Weights, rows: Rows) -> dict[str, tuple[Tensor, ...]]:
     """Views of weight and slots in the carry."""
-    return {name: x.split(rows.weights[name].shape[1], 1) for name, x in carry.items()}
+    found = {}
+    for name, x in carry.items():
+        width, height = rows.weights[name].shape[1:]
+        turned = x.shape[2] != height
+        split = x.split(height if turned else width, 1)
+        found[name] = tuple(part.mT for part in split) if turned else split
+    return found
 
 
 def unstacked(carry: Weights, rows: Rows) -> tuple[Weights, dict[str, tuple[Tensor, ...]]]:
@@ -33,8 +45,8 @@ def unstacked(carry: Weights, rows: Rows) -> tuple[Weights, dict[str, tuple[Tens
 
 def mixed(carry: Tensor, x: Tensor) -> Tensor:
     """x `[N, T, in]` as it meets the carry, `[N, T, n * in]`; carry: the effect `[N, (K,) T, n]`."""
-    by_token = carry.unsqueeze(2) if carry.dim() == 3 else carry.transpose(1, 2)  # [N, T, 1 or K, n]
-    return torch.cat([p * x for p in by_token.unbind(-1)], -1)
+    by_token = carry.unsqueeze(-1) if carry.dim() == 3 else carry.permute(0, 2, 3, 1)  # [N, T, n, 1 or K]
+    return (by_token * x.unsqueeze(2)).flatten(2)
 
 
 def met(effect: AnyEffect, x: Tensor) -> Tensor:
@@ -49,7 +61,20 @@ def heard(effect: AnyEffect, x: Tensor, a: Tensor) -> Tensor:
 
 def read(effect: AnyEffect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> Tensor:
     """x_t times the matrix that token t sees: P (x Z) + ((x a^T) * C) r, `[N, T, out]`."""
-    return torch.baddbmm(met(effect, x) @ carry, heard(effect, x, a), r)
+    return recalled(effect, x, carry, r.shape[-1]).baddbmm_(heard(effect, x, a), r)
+
+
+def recalled(effect: AnyEffect, x: Tensor, carry: Tensor, width: int) -> Tensor:
+    """What x_t hears of the carry, P (x Z), `[N, T, width]`."""
+    if isinstance(effect, ChannelEffect) or not is_turned(carry, width):
+        return met(effect, x) @ carry
+    return weighted(effect.carry, x @ carry.mT)
+
+
+def weighted(carry: Tensor, found: Tensor) -> Tensor:
+    """Weight and slots together, from what x_t found in each, `[N, T, n * out]`, by the effect `[N, T, n]`."""
+    n = carry.shape[-1]
+    return (carry.unsqueeze(-1) * found.unflatten(-1, (n, found.shape[-1] // n))).sum(2)
 
 
 def before(effect: AnyEffect) -> AnyEffect:
@@ -74,4 +99,11 @@ def kept(last_carry: Tensor, carry: Tensor) -> Tensor:
 
 def fold(last_carry: Tensor, last_write: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> Tensor:
     """What m numbers an entry are after the block, `[N, m * in, out]`: (weight, slots), or some sum of them."""
-    return torch.baddbmm(kept(last_carry, carry), written(last_write, a).mT, r)
+    if is_turned(carry, r.shape[-1]):
+        a, r = r, a
+    return kept(last_carry, carry).baddbmm_(written(last_write, a).mT, r)
+
+
+def is_turned(carry: Tensor, width: int) -> bool:
+    """Whether a carry is `[N, n * out, in]`, for a matrix whose `out` is `width`."""
+    return carry.shape[2] != width

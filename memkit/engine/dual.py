@@ -45,7 +45,7 @@ def dual(
     of every block.
     """
     outputs = []
-    carry, anchor, window = stacked(rows), dict(rows.anchor), rows.window
+    carry, anchor, window = stacked(rows, turn=not rule.memory.linear), dict(rows.anchor), rows.window
     lengths = [block.stop - block.start for block in blocks]
     steps = coefficients.probe(rule, tokens, valid)
     for block, here, own in zip(blocks, cut(tokens, lengths), _each(steps, lengths), strict=True):
