@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import memkit
-from ablations.bench import decode, length, models, rounds, rules, run_benchmark, stream, systems
+from ablations.bench import core, decode, length, models, rounds, rules, run_benchmark, stream, systems
 from ablations.bench.memory import growth
 from ablations.bench.timing import Spread, Times, take_turns
 from ablations.cli import main
@@ -56,6 +56,26 @@ def test_rules_has_a_row_for_every_rule(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert titans["tokens"] == 8
     # Two matrices and two momenta of 4 x 16 a head, 4 heads; beginning and anchor besides.
     assert titans["state_bytes"] - 16 == 4 * 4 * 2 * (4 * 16) * 4
+
+
+def test_core_counts_products_and_judges_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert core.operations(training=False) == (22 * 64 * 256 + 4 * 64 * (64 + 256)) * 8 * 2048 * 4
+    assert core.yardstick_shapes() == "[32, 64, 64] x [32, 64, 256]"
+    for name, value in {"BATCH": 1, "TOKENS": 8, "WIDTH": 4, "MINI_BATCH": 4, "REPEATS": 2, "BEST_OF": 2}.items():
+        monkeypatch.setattr(core, name, value)
+    eager = [variant for variant in core.variants() if not variant.compiled]
+    monkeypatch.setattr(core, "variants", lambda: eager)
+    found = run_benchmark("core", lambda *_: None)
+    assert [row[0] for row in found.rows] == [
+        "forward, float32, eager",
+        "forward, bfloat16, eager",
+        "training, float32, eager",
+        "training, bfloat16, eager",
+    ]
+    for row in found.data["variants"].values():
+        assert row["percent"]["low"] > 0 and len(row["seconds"]) == 2
+    goals = (Spread(66, 67, 70), Spread(60, 64, 70), Spread(40, 50, 60))
+    assert [core.judged(found, 65.0) for found in goals] == ["reached", "not resolved", "not reached"]
 
 
 def test_rules_with_a_large_state_are_timed_on_few_tokens() -> None:

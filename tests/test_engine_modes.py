@@ -153,7 +153,7 @@ def test_no_gradient_wanted_no_graph_kept() -> None:
         asked.append(create_graph)
         return grad(*arguments, create_graph=create_graph, **options)
 
-    case = Case()
+    case = Case(titans(surprise_limit=10.0))  # a rule that is not swept
     with patch.object(torch.autograd, "grad", spy):
         case.memorize()
         case.q.requires_grad_()  # only reads are trained: what was written does not depend on q
@@ -162,3 +162,19 @@ def test_no_gradient_wanted_no_graph_kept() -> None:
         case.v.requires_grad_()
         case.memorize()
     assert asked[6:] == [True] * 3
+
+
+def test_a_sweep_forward_records_no_second_derivative() -> None:
+    asked = []
+    grad = torch.autograd.grad
+
+    def spy(*arguments: Any, create_graph: bool = False, **options: Any) -> Any:
+        asked.append(create_graph)
+        return grad(*arguments, create_graph=create_graph, **options)
+
+    case = Case()
+    leaves = case.leaves()
+    with patch.object(torch.autograd, "grad", spy):
+        result = score(*case.memorize())
+    assert asked and not any(asked)
+    assert all(x is not None for x in torch.autograd.grad(result, leaves))

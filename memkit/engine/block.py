@@ -101,7 +101,17 @@ def fold(last_carry: Tensor, last_write: Tensor, carry: Tensor, a: Tensor, r: Te
     """What m numbers an entry are after the block, `[N, m * in, out]`: (weight, slots), or some sum of them."""
     if is_turned(carry, r.shape[-1]):
         a, r = r, a
-    return kept(last_carry, carry).baddbmm_(written(last_write, a).mT, r)
+    return plus_product(kept(last_carry, carry), written(last_write, a).mT, r)
+
+
+def plus_product(total: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """total + x y, in place; a product may have a lower precision than the sum that it enters."""
+    return total.baddbmm_(x, y) if total.dtype == x.dtype else total.add_(x.bmm(y).to(total.dtype))
+
+
+def turn_back(carry: Tensor, width: int, height: int) -> Tensor:
+    """A view of the weight in a carry, `[N, width, height]`, whichever way up it lies."""
+    return carry[:, :height].mT if is_turned(carry, height) else carry[:, :width]
 
 
 def is_turned(carry: Tensor, width: int) -> bool:

@@ -29,6 +29,7 @@ from memkit.engine.scan import Watch
 from memkit.engine.tape import Tape, record
 from memkit.layout import Block
 from memkit.rule import Gates, Linear, Rule, Tokens, identity
+from memkit.state import Tree, map_tensors
 
 
 def dual(
@@ -38,28 +39,33 @@ def dual(
     blocks: list[Block],
     valid: Tensor | None,
     watch: Watch | None = None,
+    products: torch.dtype | None = None,
 ) -> tuple[Tensor, Rows]:
     """Run tokens (q, k, v `[N, L, ...]`, gates `[N, L]`) block by block from `rows`.
 
     Blocks and `valid` `[N, L]` come from the layout, for rows. `watch` receives (loss, surprise) `[N, L]`
-    of every block.
+    of every block. products: what blocks multiply in, for rules that `sweep` knows.
     """
     outputs = []
     carry, anchor, window = stacked(rows, turn=not rule.memory.linear), dict(rows.anchor), rows.window
     lengths = [block.stop - block.start for block in blocks]
     steps = coefficients.probe(rule, tokens, valid)
+    tokens, constants = lowered((tokens, rows.constants), products)
     for block, here, own in zip(blocks, cut(tokens, lengths), _each(steps, lengths), strict=True):
         size = block.stop - block.start
         anchor = begin(rule, block, carry, anchor, rows, here.gates)
         sources = here if window is None else join(window, as_window(rule, here, valid, slice(block.start, block.stop)))
-        tape = record(rule, sources.k, sources.v, sources.gates, anchor, rows.constants, surprise=watch is not None)
+        weights = lowered(anchor, products)
+        tape = record(rule, sources.k, sources.v, sources.gates, weights, constants, surprise=watch is not None)
         observe_block(watch, tape, size)
         if isinstance(sources, Window) and isinstance(own, Coefficients):
             own = spread(own, band(rule, sources, size))
             window = latest(sources, rule.window - 1)
-        past, carry = carry, after(carry, own, tape)
+        if isinstance(own, Coefficients):
+            own = own._replace(weight=lowered(own.weight, products), last_write=lowered(own.last_write, products))
+        past, carry = lowered(carry, products), after(carry, own, tape)
         if rule.effective is identity:
-            y = rule.memory.forward(reader(rule, past, own, tape), here.q, rows.constants)
+            y = rule.memory.forward(reader(rule, past, own, tape), here.q, constants)
         else:
             y = _read_in_use(rule, block, here.q, anchor, carry, rows)
         outputs.append(y)
@@ -69,9 +75,14 @@ def dual(
     return y, replace(rows, weights=weights, slots=slots, anchor=kept, window=window)
 
 
+def lowered(tree: Tree, products: torch.dtype | None) -> Tree:
+    """A tree of tensors in the dtype of products, if that is another one."""
+    return tree if products is None else map_tensors(lambda x: x.to(products), tree)
+
+
 def of_blocks(steps: Steps, lengths: list[int], *, point: bool = False) -> Iterator[Coefficients]:
     """Coefficients of every block; neighbouring blocks of one length are computed at once, as they see no weights."""
-    for _, run in _runs(steps, lengths):
+    for _, run in runs(steps, lengths):
         yield from _unbound(coefficients.unroll(run, point=point))
 
 
@@ -80,11 +91,11 @@ def _each(steps: Steps, lengths: list[int]) -> Iterator[AnyCoefficients]:
     if not steps.per_key:
         yield from of_blocks(steps, lengths)
         return
-    for count, run in _runs(steps, lengths):
+    for count, run in runs(steps, lengths):
         yield from channels.unroll(run).apart(count)
 
 
-def _runs(steps: Steps, lengths: list[int]) -> Iterator[tuple[int, Steps]]:
+def runs(steps: Steps, lengths: list[int]) -> Iterator[tuple[int, Steps]]:
     """Neighbouring blocks of one length, as many as there are, with an axis of their own."""
     runs = [(len(list(group)), length) for length, group in groupby(lengths)]
     for run, some in zip(runs, steps.cut([count * length for count, length in runs]), strict=True):

@@ -18,6 +18,7 @@ from memkit.engine.recompute import in_groups
 from memkit.engine.rounds import Rounds
 from memkit.engine.run import How, run
 from memkit.engine.scan import Watch
+from memkit.engine.sweep import is_plain
 from memkit.masks import blank
 from memkit.rule import Gates, Rule, Tokens, identity
 from memkit.state import Tree, map_tensors
@@ -46,6 +47,7 @@ def memorize(
     rounds: int | None = None,
     tolerance: float | None = None,
     recompute: int | None = None,
+    products: torch.dtype | None = None,
 ) -> tuple[Tensor, MemoryState]:
     """Write k -> v and read q, token by token in meaning, in blocks in practice.
 
@@ -66,13 +68,19 @@ def memorize(
     run the tokens between again when gradients arrive: a step takes longer, and its memory grows by no more
     than inputs and outputs. Gradients of such a call cannot be differentiated again; under `torch.compile` it keeps
     everything. None keeps everything.
+    products: what blocks multiply in: torch.bfloat16 is faster where a machine has units for it, and rounds keys,
+    values, weights and errors as they enter a product. Coefficients, and what is carried from block to block and
+    returned as the state, stay as they are. None multiplies in float32 or better. For rules that take the form "dual"
+    with blocks of the plainest kind: gradients at the weights as they are, and gates per head.
     Returns y `[B, T, H, V]` in v's dtype, 0 at masked tokens, and the state after the last token, in float32 or
     better. Gradients flow to q, k, v, gates and the state. Raises `ValueError` for what does not fit.
     """
     positive("block_size", block_size)
     if rounds is not None or tolerance is not None:
         _check_rounds(form, rounds, tolerance)
-    how = How(form, block_size, Rounds(rounds, tolerance))
+    how = How(form, block_size, Rounds(rounds, tolerance), products)
+    if products is not None:
+        _check_products(rule, form, products)
     if recompute is None or torch.compiler.is_compiling():
         return _memorize(rule, q, k, v, gates, state, mask, segment_ids, how, None)
     positive("recompute", recompute)
@@ -97,6 +105,18 @@ def _check_rounds(form: str, rounds: int | None, tolerance: float | None) -> Non
         not_negative("rounds", rounds)
     if tolerance is not None:
         in_range("tolerance", tolerance, 0.0)
+
+
+def _check_products(rule: Rule, form: str, products: torch.dtype) -> None:
+    """Raise `ValueError` unless products of this dtype are for the rule."""
+    if not isinstance(products, torch.dtype) or not products.is_floating_point:
+        raise ValueError(f"products is a floating-point dtype, as torch.bfloat16; got {products!r}.")
+    taken = plan.fastest(rule) if form == "auto" else form
+    if taken != "dual" or not is_plain(rule):
+        raise ValueError(
+            f"products={products} is for the form 'dual' of rules that take gradients at the weights as they are, with "
+            f"gates per head, no window and no limit; rule {rule.name!r} in the form {taken!r} is none. Leave it out."
+        )
 
 
 def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:

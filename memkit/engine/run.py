@@ -14,6 +14,7 @@ from memkit.engine.memory_state import Rows
 from memkit.engine.rounds import Rounds
 from memkit.engine.scan import Watch, scan
 from memkit.engine.solve import solve
+from memkit.engine.sweep import sweep, sweeps
 from memkit.engine.triton_dual import triton_dual
 from memkit.engine.write import write
 from memkit.layout import Layout, lay_out, without_periods
@@ -25,11 +26,12 @@ ITERATE_BLOCK = 32
 
 
 class How(NamedTuple):
-    """The form, how many tokens it takes at once at most, and when `iterate` stops."""
+    """The form, how many tokens it takes at once at most, when `iterate` stops, and what `dual` multiplies in."""
 
     form: str
     block_size: int
     rounds: Rounds = Rounds()
+    products: torch.dtype | None = None
 
 
 def run(
@@ -55,7 +57,10 @@ def run(
     placed = map_tensors(layout.to_slots, tokens)
     seen: Watch | None = None if watch is None else []
     if how.form == "dual":
-        y, rows = dual(rule, placed, rows, layout.blocks, layout.valid, seen)
+        if watch is None and sweeps(rule):
+            y, rows = sweep(rule, placed, rows, layout.blocks, layout.valid, how.products)
+        else:
+            y, rows = dual(rule, placed, rows, layout.blocks, layout.valid, seen, how.products)
     elif how.form == "triton":
         y, rows = triton_dual(rule, placed, rows, layout.blocks, layout.valid, seen)
     elif how.form == "expand":

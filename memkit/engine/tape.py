@@ -66,17 +66,14 @@ def record_through(
     outputs: dict[str, Tensor] = {}
 
     def linear(name: str, x: Tensor) -> Tensor:
-        if name in inputs:
-            raise ValueError(f"rule {rule.name!r}: its memory uses the weight {name!r} twice; each is used once.")
+        check_twice(rule, name, inputs)
         out = apply(name, x)
         inputs[name], outputs[name] = x, out if out.requires_grad else out.requires_grad_()
         return outputs[name]
 
     with unhooked(), torch.enable_grad():
         loss = rule.objective.loss(rule.memory.forward(linear, k, constants), v, gates)
-        if outputs.keys() != set(names):
-            unused = sorted(set(names) - outputs.keys())
-            raise ValueError(f"rule {rule.name!r}: its memory never uses the weights {unused}; each is used once.")
+        check_unused(rule, names, outputs)
         errors = slopes(rule, loss, outputs, graph=graph)
     if not graph:
         inputs, loss = map_tensors(Tensor.detach, (inputs, loss))
@@ -99,13 +96,31 @@ def slopes(rule: Rule, loss: Tensor, of: dict[str, Tensor], *, graph: bool) -> d
             loss.sum(), list(of.values()), create_graph=graph, allow_unused=True, materialize_grads=compiled
         )
     kept = {name: slope for name, slope in zip(of, found, strict=True) if slope is not None}
-    cut_off = [name for name in of if name not in kept]
+    check_cut_off(rule, of, kept)
+    return kept
+
+
+def check_twice(rule: Rule, name: str, used: Collection[str]) -> None:
+    """Raise `ValueError` when a memory uses a weight again."""
+    if name in used:
+        raise ValueError(f"rule {rule.name!r}: its memory uses the weight {name!r} twice; each is used once.")
+
+
+def check_unused(rule: Rule, names: Collection[str], used: Collection[str]) -> None:
+    """Raise `ValueError` when a memory leaves weights out."""
+    unused = sorted(set(names) - set(used))
+    if unused:
+        raise ValueError(f"rule {rule.name!r}: its memory never uses the weights {unused}; each is used once.")
+
+
+def check_cut_off(rule: Rule, names: Collection[str], reached: Collection[str]) -> None:
+    """Raise `ValueError` when the loss does not depend on some weights."""
+    cut_off = [name for name in names if name not in reached]
     if cut_off:
         raise ValueError(
             f"rule {rule.name!r}: its loss does not depend on the weights {cut_off}, so no write would change them. "
             "Look for .detach(), .data, no_grad or a result that is thrown away in its memory or objective."
         )
-    return kept
 
 
 def unhooked() -> AbstractContextManager[object]:

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memkit.parts.silu import silu
 from memkit.registry import register
 from memkit.rule import Linear
 
 Activation = Literal["silu", "gelu", "relu"]
-ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS = {"silu": silu, "gelu": F.gelu, "relu": F.relu}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,191 @@
+"""`memkit bench core`: how much of a machine's batched products the memory's core turns into useful ones."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import memkit
+from ablations.bench.base import Benchmark, Tell, benchmark
+from ablations.bench.timing import Spread
+
+BATCH, TOKENS, HEADS, WIDTH, EXPANSION, MINI_BATCH = 8, 2048, 4, 64, 4, 64
+REPEATS, BEST_OF = 5, 20
+FORWARD, TRAINING = 75.0, 65.0
+"""Percent of the yardstick to reach."""
+FASTER = 1.6
+"""Times faster that bfloat16 is to be than float32, in training."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Variant(NamedTuple):
+    """What is timed: the dtype of tokens and products, whether it goes back, and whether the block is compiled."""
+
+    dtype: str
+    training: bool
+    compiled: bool
+
+    def __str__(self) -> str:
+        return ", ".join(
+            ("training" if self.training else "forward", self.dtype, "compiled" if self.compiled else "eager")
+        )
+
+    @property
+    def to_reach(self) -> float:
+        """Percent of the yardstick."""
+        return TRAINING if self.training else FORWARD
+
+
+@benchmark("core")
+def core(tell: Tell) -> Benchmark:
+    """Useful operations a second of Titans' deep memory beside those of batched products of its shapes."""
+    calls = {variant: call(variant) for variant in variants()}
+    seconds: dict[Variant, list[float]] = {variant: [] for variant in calls}
+    yards: dict[str, list[float]] = {name: [] for name in DTYPES}
+    done, total = 0, (REPEATS + 1) * len(calls)
+    for turn in range(REPEATS + 1):
+        rates = {name: throughput(dtype) for name, dtype in DTYPES.items()}
+        for variant, run in calls.items():
+            tell(str(variant), done, total)
+            run()  # it pays for the memory that the call before gave back
+            start = time.perf_counter()
+            run()
+            if turn:
+                seconds[variant].append(time.perf_counter() - start)
+            done += 1
+        if turn:
+            for name in yards:
+                yards[name].append(rates[name])
+    return _report(seconds, yards)
+
+
+def _report(seconds: dict[Variant, list[float]], yards: dict[str, list[float]]) -> Benchmark:
+    rows, data = [], {}
+    for variant, taken in seconds.items():
+        work = operations(training=variant.training)
+        percent = [100 * work / s / rate for s, rate in zip(taken, yards[variant.dtype], strict=True)]
+        share, plain = Spread.of(percent), seconds[variant._replace(dtype="float32")]
+        faster = Spread.of([p / s for p, s in zip(plain, taken, strict=True)])
+        wide = variant.dtype == "float32"
+        verdict = judged(share, variant.to_reach) if wide else judged(faster, FASTER) if variant.training else ""
+        goal = f"{variant.to_reach:.0f} %" if wide else f"{FASTER} times" if variant.training else ""
+        rows.append((str(variant), _shown(share), "" if wide else str(faster), goal, verdict))
+        data[str(variant)] = {"seconds": taken, "percent": vars(share), "faster": vars(faster), "verdict": verdict}
+    peaks = ", ".join(f"{Spread.of(rates).median / 1e9:.0f} in {name}" for name, rates in yards.items())
+    notes = (
+        f"Titans, {HEADS} heads of {WIDTH}, MLP of depth 2 and expansion {EXPANSION}, mini-batches of {MINI_BATCH}, "
+        f"B = {BATCH}, T = {TOKENS}; {torch.get_num_threads()} thread(s) of {os.cpu_count()} cores, torch "
+        f"{torch.__version__}. Useful operations are 22 d h + 4 C (d + h) a token and head, three times as many in "
+        "training; bfloat16 is that of tokens and products, the state is float32. The yardstick is "
+        f"{yardstick_shapes()} and its transposes in the same dtype, best of {BEST_OF} in every round (giga-operations "
+        f"a second, median: {peaks}). Median, least and largest of {REPEATS} rounds in which all take turns, the "
+        "second of two calls each. Compiled is one mini-batch, called again and again; torch compiles no training of "
+        "it by itself. A goal between the least and the largest is not resolved."
+    )
+    columns = ("core", "percent of the yardstick", "times faster than float32", "to reach", "")
+    return Benchmark("The memory's core", columns, tuple(rows), notes, {"variants": data, "yardstick": yards})
+
+
+def variants() -> list[Variant]:
+    """Both dtypes forward and in training, and forward compiled where there is a compiler.
+
+    torch does not compile gradients that are taken inside of tensors whose history lies outside, as that of a
+    mini-batch's state does in training.
+    """
+    compiled = [Variant("float32", False, True)] if shutil.which(os.environ.get("CXX", "g++")) else []
+    return [*compiled, *(Variant(dtype, training, False) for training in (False, True) for dtype in DTYPES)]
+
+
+def judged(found: Spread, goal: float) -> str:
+    """Whether a goal was reached in every round, in none, or not resolved."""
+    if found.low >= goal:
+        return "reached"
+    return "not reached" if found.high < goal else "not resolved"
+
+
+def operations(*, training: bool) -> float:
+    """Useful operations of a call: what the products of the dual form need, and twice as many for their gradients."""
+    hidden = EXPANSION * WIDTH
+    each = 22 * WIDTH * hidden + 4 * MINI_BATCH * (WIDTH + hidden)
+    return float(each * BATCH * TOKENS * HEADS * (3 if training else 1))
+
+
+def throughput(dtype: torch.dtype) -> float:
+    """Operations a second of batched products of the core's shapes, each at its best."""
+    rows, hidden = BATCH * HEADS, EXPANSION * WIDTH
+    x, w, y = (
+        torch.randn(rows, *shape).to(dtype) for shape in ((MINI_BATCH, WIDTH), (WIDTH, hidden), (MINI_BATCH, hidden))
+    )
+    products = (lambda: x @ w, lambda: y @ w.mT, lambda: x.mT @ y)
+    return 2.0 * rows * MINI_BATCH * WIDTH * hidden * len(products) / sum(map(_best, products))
+
+
+def yardstick_shapes() -> str:
+    """The product that is the yardstick."""
+    rows = BATCH * HEADS
+    return f"[{rows}, {MINI_BATCH}, {WIDTH}] x [{rows}, {WIDTH}, {EXPANSION * WIDTH}]"
+
+
+def call(variant: Variant) -> Callable[[], None]:
+    """One pass over random tokens with unit keys and gates inside of their ranges."""
+    g = torch.Generator().manual_seed(0)
+    shape = (BATCH, TOKENS, HEADS)
+    q, k, v = (torch.randn(*shape, WIDTH, generator=g) for _ in range(3))
+    q, k = (x / x.norm(dim=-1, keepdim=True) for x in (q, k))
+    small = {"lr": 0.5 / MINI_BATCH, "momentum": 0.9, "decay": 0.02}
+    gates = {name: high * torch.rand(shape, generator=g) for name, high in small.items()}
+    q, k, v = (x.to(DTYPES[variant.dtype]) for x in (q, k, v))
+    rule = memkit.build("rule", "titans", expansion=EXPANSION, mini_batch=MINI_BATCH)
+    state = memkit.init_state(rule, batch=BATCH, heads=HEADS, key_dim=WIDTH, value_dim=WIDTH, generator=g)
+    leaves = [q, k, v, *gates.values(), *state.initial.values()]
+
+    def whole(q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor], state: memkit.MemoryState) -> Any:
+        return memkit.memorize(rule, q, k, v, gates, state, products=products)
+
+    products = torch.bfloat16 if variant.dtype == "bfloat16" else None
+    run = _in_mini_batches(whole) if variant.compiled else whole
+
+    def step() -> None:
+        for x in leaves:
+            x.requires_grad_(variant.training).grad = None
+        with torch.set_grad_enabled(variant.training):
+            y, _ = run(q, k, v, gates, state)
+            if variant.training:
+                y.float().square().mean().backward()
+
+    return step
+
+
+def _in_mini_batches(whole: Callable[..., Any]) -> Callable[..., Any]:
+    """The same a mini-batch at a time, with that compiled."""
+    compiled = torch.compile(whole, fullgraph=True, dynamic=False)
+
+    def run(q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor], state: memkit.MemoryState) -> Any:
+        outputs = []
+        pieces = zip(*(x.split(MINI_BATCH, 1) for x in (q, k, v, *gates.values())), strict=True)
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            for q_, k_, v_, *rest in pieces:
+                y, state = compiled(q_, k_, v_, dict(zip(gates, rest, strict=True)), state)
+                outputs.append(y)
+        return torch.cat(outputs, 1), state
+
+    return run
+
+
+def _best(product: Callable[[], object]) -> float:
+    taken = []
+    for _ in range(BEST_OF):
+        start = time.perf_counter()
+        product()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def _shown(share: Spread) -> str:
+    return f"{share.median:.0f} ({share.low:.0f} to {share.high:.0f})"

@@ -1,0 +1,111 @@
+"""A memory cut at its linear maps: products on one side, what lies between them on the other.
+
+A pass hands every `linear` to the caller and takes its result as given, so that autograd sees only what the memory
+and the objective do between products. Going back, the caller's products and autograd's pieces take turns. So products
+can be done once and kept, and their slopes can be added up in place, for any memory and any objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from memkit.engine.tape import check_cut_off, check_twice, check_unused, unhooked
+from memkit.rule import Rule, Tokens
+
+Product = Callable[[str, Tensor], Tensor]
+"""The result of the linear map of a name: of its input, or of what meets its transpose."""
+
+
+class Pass(NamedTuple):
+    """inputs: name -> what each linear was given; outputs: what it gave back, cut off; result: the prediction."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    result: Tensor
+
+
+class Writing(NamedTuple):
+    """The tape of a block, in pieces: errors r at the outputs, and backs, r_s W^T, of weights with some before them."""
+
+    forward: Pass
+    errors: dict[str, Tensor]
+    backs: dict[str, Tensor]
+
+
+def passed(rule: Rule, x: Tensor, constants: dict[str, Tensor], product: Product) -> Pass:
+    """Run the memory on x `[N, T, K]`; gradients are wanted of what is between."""
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        check_twice(rule, name, inputs)
+        inputs[name], outputs[name] = x, product(name, x.detach()).detach().requires_grad_()
+        return outputs[name]
+
+    with unhooked(), torch.enable_grad():
+        return Pass(inputs, outputs, rule.memory.forward(linear, x, constants))
+
+
+def write_pass(
+    rule: Rule,
+    here: Tokens,
+    constants: dict[str, Tensor],
+    names: Iterable[str],
+    forth: Product,
+    back: Callable[[str, Tensor, Tensor], Tensor | None],
+    *,
+    graph: bool,
+) -> Writing:
+    """The pass over the keys and back to the errors.
+
+    back(name, input, error): error W^T, or None where no other linear comes before. `graph`: the errors can be
+    differentiated again. Raises `ValueError` as the tape does.
+    """
+    run = passed(rule, here.k, constants, forth)
+    errors: dict[str, Tensor] = {}
+    backs: dict[str, Tensor] = {}
+    with unhooked(), torch.enable_grad():
+        loss = rule.objective.loss(run.result, here.v, here.gates)
+        check_unused(rule, names, run.outputs)
+        found = Sums(run.outputs.values(), graph=graph)
+        found.pull(loss.sum(), None)
+        for name in reversed(run.outputs):
+            error = found.of(run.outputs[name])
+            if error is None:
+                continue
+            errors[name] = error
+            slope = back(name, run.inputs[name], error.detach())
+            if slope is not None:
+                backs[name] = slope.detach().requires_grad_(graph)
+                found.pull(run.inputs[name], backs[name])
+    check_cut_off(rule, run.outputs, errors)
+    return Writing(run, errors, backs)
+
+
+class Sums:
+    """Slopes of tensors that autograd begins at, added up as they arrive."""
+
+    def __init__(self, leaves: Iterable[Tensor], *, graph: bool = False) -> None:
+        self._leaves = list(leaves)
+        self._graph = graph
+        self._found: dict[int, Tensor] = {}
+
+    def pull(self, result: Tensor, slope: Tensor | None) -> None:
+        """Go back from a result with its slope, as far as the leaves; None is a slope of one."""
+        if not result.requires_grad:
+            return
+        found = torch.autograd.grad(
+            result, self._leaves, slope, retain_graph=True, create_graph=self._graph, allow_unused=True
+        )
+        for leaf, new in zip(self._leaves, found, strict=True):
+            if new is not None:
+                old = self._found.get(id(leaf))
+                self._found[id(leaf)] = new if old is None else old + new
+
+    def of(self, leaf: Tensor) -> Tensor | None:
+        """What arrived at a leaf; None where nothing did."""
+        return self._found.get(id(leaf))

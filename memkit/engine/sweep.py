@@ -1,0 +1,158 @@
+"""The dual form as one node of the graph: one sweep over the blocks forward, and one back.
+
+What autograd keeps and adds up between the products of a block costs about as much as the products. Here these are
+done by hand, memories and objectives stay as they are written (`between`), and no more rows are taken at once than
+the caches hold. It is the same form: `dual` says what it means, and is what runs where gradients of gradients are
+asked for, where torch compiles, and for rules whose blocks do more (windows, effective weights, gradient points of
+their own, limits, gates per channel).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memkit.engine import coefficients
+from memkit.engine.block import before, stacked, unstacked
+from memkit.engine.dual import lowered, runs
+from memkit.engine.memory_state import Rows, cut
+from memkit.engine.sweep_back import backward_rows
+from memkit.engine.sweep_forward import Found, Given, Kept, Run, forward_rows, plain
+from memkit.engine.tape import graph_wanted
+from memkit.layout import Block
+from memkit.rule import Rule, Tokens, at_weights, identity
+from memkit.state import Tree, map_tensors, tensors, with_tensors
+
+ROWS_AT_ONCE = 16
+"""Rows that a CPU takes at once: fewer stay in its caches, and cost more calls."""
+
+
+def is_plain(rule: Rule) -> bool:
+    """Whether the blocks of a rule do no more than the sweep knows."""
+    plainly = rule.point is at_weights and rule.effective is identity and rule.window == 1
+    per_head = all(gate.per in ("head", "pair") for gate in rule.weight_gates)
+    return plainly and per_head and rule.surprise_limit is None
+
+
+def sweeps(rule: Rule) -> bool:
+    """Whether the dual form of a rule is swept: it is plain, and torch is not compiling, which fuses by itself."""
+    return is_plain(rule) and not torch.compiler.is_compiling()
+
+
+def sweep(
+    rule: Rule,
+    tokens: Tokens,
+    rows: Rows,
+    blocks: list[Block],
+    valid: Tensor | None,
+    products: torch.dtype | None = None,
+) -> tuple[Tensor, Rows]:
+    """Run tokens (q, k, v `[N, L, ...]`, gates `[N, L]`) from `rows`, as `dual` does."""
+    outputs, carry, anchor, first = [tokens.v[:, :0]], stacked(rows, turn=not rule.memory.linear), rows.anchor, 0
+    steps = coefficients.probe(rule, tokens, valid)
+    tokens = tokens._replace(gates={gate.name: tokens.gates[gate.name] for gate in rule.objective.gates})
+    tokens, constants = lowered((tokens, rows.constants), products)
+    found = list(runs(steps, [block.stop - block.start for block in blocks]))
+    sizes = [count * some.write.shape[2] for count, some in found]
+    for (count, some), here in zip(found, cut(tokens, sizes), strict=True):
+        own = coefficients.unroll(some)
+        weight = own.weight if rule.read == "after" else before(own.weight)
+        own = own._replace(weight=lowered(weight, products), last_write=lowered(own.last_write, products))
+        here = map_tensors(lambda x, count=count: x.unflatten(1, (count, x.shape[1] // count)), here)
+        run = Run(rule, tuple(block.begins for block in blocks[first : first + count]))
+        y, carry, anchor = _swept(run, Given(here, own, carry, anchor, constants))
+        outputs.append(y.flatten(1, 2))
+        first += count
+    weights, slots = unstacked(carry, rows)
+    anchor = {name: anchor[name] for name in rows.anchor}
+    return torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots, anchor=anchor)
+
+
+def _swept(run: Run, given: Given) -> Found:
+    if not graph_wanted(given):
+        return _forward(run, given, None)
+    results: list[Found] = []
+    flat = _Sweep.apply(run, map_tensors(_nothing, given), results, *tensors(given))
+    return with_tensors(results[0], flat)
+
+
+class _Sweep(torch.autograd.Function):
+    """A run of blocks as a function of all tensors that it is given."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Run, like: Given, results: list[Found], *given: Tensor) -> tuple[Tensor, ...]:
+        """Sweep forward; `results` receives the tree whose tensors are returned."""
+        kept: list[tuple[Kept, ...]] = []
+        found = _forward(run, with_tensors(like, [x.detach() for x in given]), kept)
+        ctx.run, ctx.like = run, like
+        ctx.like_kept, ctx.like_found = map_tensors(_nothing, (tuple(kept), found))
+        ctx.save_for_backward(*given, *tensors(tuple(kept)))
+        results.append(ctx.like_found)
+        return tuple(tensors(found))
+
+    @staticmethod
+    def backward(ctx: Any, *arriving: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Sweep back; or, to be differentiated again, go back through the blocks as autograd has them."""
+        saved, count = ctx.saved_tensors, len(tensors(ctx.like))  # checkpoints unpack it only once
+        given, kept = saved[:count], saved[count:]
+        if torch.is_grad_enabled():
+            return None, None, None, *_back_through(ctx.run, with_tensors(ctx.like, given), arriving)
+        given = with_tensors(ctx.like, [x.detach() for x in given])
+        kept, slope = with_tensors(ctx.like_kept, kept), with_tensors(ctx.like_found, arriving)
+        parts = []
+        for rows, mine in zip(_slices(given.tokens.k), kept, strict=True):
+            some, arrived = _rows((given, slope), rows)
+            parts.append(backward_rows(_rows_of(run=ctx.run, rows=rows), some, mine, arrived))
+        return None, None, None, *tensors(_joined(parts))
+
+
+def _forward(run: Run, given: Given, kept: list[tuple[Kept, ...]] | None) -> Found:
+    """Sweep forward, some rows after others; `kept` receives what each block of each of them leaves."""
+    parts = []
+    for rows in _slices(given.tokens.k):
+        mine: list[Kept] | None = None if kept is None else []
+        parts.append(forward_rows(_rows_of(run, rows), _rows(given, rows), mine))
+        if kept is not None and mine is not None:
+            kept.append(tuple(mine))
+    return _joined(parts)
+
+
+def _back_through(run: Run, given: Given, arriving: tuple[Tensor, ...]) -> list[Tensor | None]:
+    """The slopes of all that is given, with a graph."""
+    wanted = [x for x in tensors(given) if x.requires_grad]
+    pairs = [(x, slope) for x, slope in zip(tensors(plain(run, given)), arriving, strict=True) if x.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            [x for x, _ in pairs], wanted, [slope for _, slope in pairs], create_graph=True, allow_unused=True
+        )
+    )
+    return [next(found) if x.requires_grad else None for x in tensors(given)]
+
+
+def _slices(k: Tensor) -> list[slice]:
+    count = k.shape[0]
+    size = ROWS_AT_ONCE if k.device.type == "cpu" else max(count, 1)
+    return [slice(i, i + size) for i in range(0, max(count, 1), size)]
+
+
+def _rows(tree: Tree, rows: slice) -> Tree:
+    return map_tensors(lambda x: x[rows], tree)
+
+
+def _rows_of(run: Run, rows: slice) -> Run:
+    return run._replace(begins=_rows(run.begins, rows))
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Trees of some rows each as one of all."""
+    if len(parts) == 1:
+        return parts[0]
+    return with_tensors(parts[0], [torch.cat(x) for x in zip(*map(tensors, parts), strict=True)])
+
+
+def _nothing(x: Tensor) -> Tensor:
+    """What stands for a tensor in a tree that keeps none."""
+    return x.new_zeros(0)

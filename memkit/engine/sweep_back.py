@@ -1,0 +1,126 @@
+"""The sweep back over some rows' blocks: every block's gradients, from those of what it made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from memkit.engine.adjoint import Slopes, ask_back, fold_back
+from memkit.engine.between import Sums, Writing, passed, write_pass
+from memkit.engine.block import is_turned
+from memkit.engine.memory_state import Weights
+from memkit.engine.sweep_forward import Found, Given, Kept, Run, blocks
+from memkit.rule import Rule, Tokens
+from memkit.state import map_tensors, tensors, with_tensors
+
+
+def backward_rows(run: Run, given: Given, kept: tuple[Kept, ...], slope: Found) -> Given:
+    """The slopes of what a run of blocks was given, from those of what it found."""
+    turned = {name: is_turned(x, slope.anchor[name].shape[2]) for name, x in given.carry.items() if slope.anchor}
+    carry, anchor = slope.carry, _turn(slope.anchor, turned)
+    constants = map_tensors(torch.zeros_like, given.constants)
+    found = []
+    here = blocks((given.tokens, given.own))
+    ys = slope.y.unbind(1)
+    for j in reversed(range(len(kept))):
+        tokens, own = here[j]
+        to = Slopes(own)
+        tokens, more = _block_back(run.rule, tokens, kept[j], given.constants, ys[j], carry, to)
+        carry, anchor = _anchored(run.begins[j], to, anchor)
+        constants = {name: x + more[name] for name, x in constants.items()}
+        found.append((tokens, to.own()))
+    tokens, own = with_tensors(found[0], [torch.stack(x[::-1], 1) for x in zip(*map(tensors, found), strict=True)])
+    anchor = _turn(anchor, turned)
+    anchor = {name: anchor[name] if name in anchor else torch.zeros_like(x) for name, x in given.anchor.items()}
+    return Given(tokens, own, carry, anchor, constants)
+
+
+def _block_back(
+    rule: Rule,
+    here: Tokens,
+    kept: Kept,
+    constants: dict[str, Tensor],
+    slope: Tensor,
+    following: Weights,
+    to: Slopes,
+) -> tuple[Tokens, dict[str, Tensor]]:
+    """The slopes of a block's tokens and constants; what concerns weights and coefficients is added to `to`."""
+    here, constants = map_tensors(lambda x: x.detach().requires_grad_(), (here, constants))
+    writing = write_pass(
+        rule,
+        here,
+        constants,
+        kept.carry,
+        lambda name, x: kept.outputs[name],
+        lambda name, *_: kept.backs.get(name),
+        graph=True,
+    )
+    to.inputs, to.errors = map_tensors(Tensor.detach, (writing.forward.inputs, writing.errors))
+    for name, x in kept.carry.items():
+        fold_back(name, x, following[name], to)
+    low, weights = map_tensors(lambda x: x.to(here.k.dtype), (kept.carry, kept.anchor))
+    kept = kept._replace(carry=low)
+    read = _read_back(rule, here.q, constants, kept, slope, to)
+    wrote = _write_back(writing, [here.k, here.v, *here.gates.values(), *constants.values()], weights, to)
+
+    def of(leaf: Tensor) -> Tensor:
+        both = [x for x in (read.of(leaf), wrote.of(leaf)) if x is not None]
+        return sum(both[1:], both[0]) if both else torch.zeros_like(leaf)
+
+    return map_tensors(of, (here, constants))
+
+
+def _read_back(rule: Rule, q: Tensor, constants: dict[str, Tensor], kept: Kept, slope: Tensor, to: Slopes) -> Sums:
+    """Go back through the read, from y to the queries."""
+    inputs, outputs, y = passed(rule, q, constants, lambda name, x: kept.answers[name])
+    sums = Sums([*outputs.values(), q, *constants.values()])
+    sums.pull(y, slope)
+    for name in reversed(outputs):
+        arrived = sums.of(outputs[name])
+        if arrived is not None:
+            x = inputs[name]
+            sums.pull(x, ask_back(name, x.detach(), kept.carry[name], kept.asked[name], arrived, to))
+    return sums
+
+
+def _write_back(writing: Writing, leaves: Iterable[Tensor], weights: Weights, to: Slopes) -> Sums:
+    """Go back through the tape: from the errors to the outputs, then from the outputs to the keys."""
+    inputs, outputs, _ = writing.forward
+    sums = Sums([*outputs.values(), *writing.backs.values(), *leaves])
+    for name in outputs:
+        arrived = sums.of(writing.backs[name]) if name in writing.backs else None
+        if arrived is not None:
+            to.of_errors[name].baddbmm_(arrived, weights[name])
+            to.add_weight(name, arrived, to.errors[name])
+        sums.pull(writing.errors[name], to.of_errors[name])
+    for name in reversed(outputs):
+        arrived = sums.of(outputs[name])
+        if arrived is not None:
+            to.of_inputs[name].baddbmm_(arrived, weights[name].mT)
+            to.add_weight(name, to.inputs[name], arrived)
+        sums.pull(inputs[name], to.of_inputs[name])
+    return sums
+
+
+def _anchored(begins: Tensor | bool, to: Slopes, later: Weights) -> tuple[Weights, Weights]:
+    """The slopes of the carry, and of the weights that gradients saw before, which rows that do not begin go on with.
+
+    later: those of the block's weights from the blocks after it.
+    """
+    total = {name: x + later[name] if name in later else x for name, x in to.of_weights.items()}
+    total |= {name: x for name, x in later.items() if name not in total}
+    if begins is False:
+        return to.of_carry, total
+    rest: Weights = {}
+    for name, x in total.items():
+        if isinstance(begins, Tensor):
+            begun = begins[:, None, None]
+            x, rest[name] = torch.where(begun, x, 0), torch.where(begun, 0, x)
+        to.of_carry[name][:, : x.shape[1]].add_(x)
+    return to.of_carry, rest
+
+
+def _turn(weights: Weights, turned: dict[str, bool]) -> Weights:
+    return {name: x.mT if turned[name] else x for name, x in weights.items()}

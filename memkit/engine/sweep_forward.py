@@ -1,0 +1,128 @@
+"""The sweep over some rows' blocks forward, and what it leaves for the sweep back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from memkit.engine.adjoint import Asked, ask
+from memkit.engine.between import passed, write_pass
+from memkit.engine.block import fold, read, turn_back
+from memkit.engine.coefficients import Coefficients
+from memkit.engine.dual import after
+from memkit.engine.memory_state import Weights
+from memkit.engine.tape import Tape, record
+from memkit.rule import Rule, Tokens
+from memkit.state import Tree, map_tensors, tensors, with_tensors
+
+
+class Given(NamedTuple):
+    """What a run of blocks of one length begins with: tokens and coefficients `[N, blocks, ...]`, the rest `[N, ...]`.
+
+    own.weight says what queries see. Carry, anchor and own.last_carry may be of a higher precision than the rest,
+    which is that of the products.
+    """
+
+    tokens: Tokens
+    own: Coefficients
+    carry: Weights
+    anchor: Weights
+    constants: dict[str, Tensor]
+
+
+class Found(NamedTuple):
+    """What it ends with: y `[N, blocks, L, V]`, the carry, and the weights that gradients see."""
+
+    y: Tensor
+    carry: Weights
+    anchor: Weights
+
+
+class Kept(NamedTuple):
+    """What a block leaves for the sweep back: where it began, and the result of every product."""
+
+    carry: Weights
+    anchor: Weights
+    outputs: Weights
+    backs: Weights
+    answers: Weights
+    asked: dict[str, Asked]
+
+
+class Run(NamedTuple):
+    """A run of blocks: the rule, and which rows begin a mini-batch with each."""
+
+    rule: Rule
+    begins: tuple[Tensor | bool, ...]
+
+
+def forward_rows(run: Run, given: Given, kept: list[Kept] | None) -> Found:
+    """Run the blocks of these rows; `kept` receives what each leaves."""
+    outputs, carry, anchor = [], given.carry, given.anchor
+    for begins, (here, own) in zip(run.begins, blocks((given.tokens, given.own)), strict=True):
+        anchor = _begun(run.rule, begins, carry, anchor, here)
+        y, following, left = _block(run.rule, here, own, carry, anchor, given.constants)
+        if kept is not None:
+            kept.append(left)
+        outputs.append(y)
+        carry = following
+    return Found(torch.stack(outputs, 1), carry, map_tensors(Tensor.contiguous, anchor))
+
+
+def plain(run: Run, given: Given) -> Found:
+    """The same blocks as the dual form has them, with their graph."""
+    rule, outputs, carry, anchor = run.rule, [], given.carry, given.anchor
+    with torch.enable_grad():
+        for begins, (here, own) in zip(run.begins, blocks((given.tokens, given.own)), strict=True):
+            anchor = _begun(rule, begins, carry, anchor, here)
+            weights, z = map_tensors(lambda x, like=here.k: x.to(like.dtype), (anchor, carry))
+            tape = record(rule, here.k, here.v, here.gates, weights, given.constants)
+
+            def linear(name: str, x: Tensor, own: Coefficients = own, z: Weights = z, tape: Tape = tape) -> Tensor:
+                return read(own.weight, x, z[name], tape.inputs[name], tape.errors[name])
+
+            outputs.append(rule.memory.forward(linear, here.q, given.constants))
+            carry = after(carry, own, tape)
+    return Found(torch.stack(outputs, 1), carry, anchor)
+
+
+def blocks(tree: Tree) -> list[Tree]:
+    """A tree of tensors `[N, blocks, ...]` as one for each block."""
+    return [with_tensors(tree, here) for here in zip(*(x.unbind(1) for x in tensors(tree)), strict=True)]
+
+
+def _begun(rule: Rule, begins: Tensor | bool, carry: Weights, anchor: Weights, here: Tokens) -> Weights:
+    """The weights that the gradients of a block see."""
+    if begins is False:
+        return anchor
+    shapes = rule.memory.shapes(here.k.shape[-1], here.v.shape[-1])
+    fresh = {name: turn_back(x, *shapes[name]) for name, x in carry.items()}
+    if isinstance(begins, Tensor):
+        fresh = {name: torch.where(begins[:, None, None], x, anchor[name]) for name, x in fresh.items()}
+    return fresh
+
+
+def _block(
+    rule: Rule, here: Tokens, own: Coefficients, carry: Weights, anchor: Weights, constants: dict[str, Tensor]
+) -> tuple[Tensor, Weights, Kept]:
+    """Tape, read and fold."""
+    kept = Kept(carry, anchor, {}, {}, {}, {})
+    carry, anchor = map_tensors(lambda x: x.to(here.k.dtype), (carry, anchor))
+
+    def back(name: str, given: Tensor, error: Tensor) -> Tensor | None:
+        return torch.bmm(error, anchor[name].mT) if given.requires_grad else None
+
+    writing = write_pass(rule, here, constants, carry, lambda name, x: torch.bmm(x, anchor[name]), back, graph=False)
+    a, r = map_tensors(Tensor.detach, (writing.forward.inputs, writing.errors))
+    answers, asked = {}, {}
+
+    def answer(name: str, x: Tensor) -> Tensor:
+        answers[name], asked[name] = ask(own.weight, x, carry[name], a[name], r[name])
+        return answers[name]
+
+    y = passed(rule, here.q, constants, answer).result.detach()
+    following = {name: fold(own.last_carry, own.last_write, x, a[name], r[name]) for name, x in kept.carry.items()}
+    outputs, backs = map_tensors(Tensor.detach, (writing.forward.outputs, writing.backs))
+    return y, following, kept._replace(outputs=outputs, backs=backs, answers=answers, asked=asked)
