@@ -61,9 +61,8 @@ def autograd(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @every_rule
 @pytest.mark.parametrize("masked", [False, True], ids=["all tokens", "masked"])
-def test_it_is_the_dual_form(rule: Rule, masked: bool, autograd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_the_dual_form(rule: Rule, masked: bool, autograd: Any) -> None:
     assert sweep.sweeps(rule)
-    monkeypatch.setattr(sweep, "ROWS_AT_ONCE", 4)  # of six rows
     mask = torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8 if masked else None
     expected = autograd(everything, Case(rule), mask=mask)
     for block_size in (64, 3):

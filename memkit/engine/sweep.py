@@ -1,8 +1,7 @@
 """The dual form as one node of the graph: one sweep over the blocks forward, and one back.
 
 What autograd keeps and adds up between the products of a block costs about as much as the products. Here these are
-done by hand, memories and objectives stay as they are written (`between`), and no more rows are taken at once than
-the caches hold. It is the same form: `dual` says what it means, and is what runs where gradients of gradients are
+done by hand, and memories and objectives stay as they are written (`between`). It is the same form: `dual` says what it means, and is what runs where gradients of gradients are
 asked for, where torch compiles, and for rules whose blocks do more (windows, effective weights, gradient points of
 their own, limits, gates per channel).
 """
@@ -19,15 +18,12 @@ from memkit.engine import coefficients
 from memkit.engine.block import before, stacked, unstacked
 from memkit.engine.dual import lowered, runs
 from memkit.engine.memory_state import Rows, cut
-from memkit.engine.sweep_back import backward_rows
-from memkit.engine.sweep_forward import Found, Given, Kept, Run, forward_rows, plain
+from memkit.engine.sweep_back import backward
+from memkit.engine.sweep_forward import Found, Given, Kept, Run, forward, plain
 from memkit.engine.tape import graph_wanted
 from memkit.layout import Block
 from memkit.rule import Rule, Tokens, at_weights, identity
-from memkit.state import Tree, map_tensors, tensors, with_tensors
-
-ROWS_AT_ONCE = 16
-"""Rows that a CPU takes at once: fewer stay in its caches, and cost more calls."""
+from memkit.state import map_tensors, tensors, with_tensors
 
 
 def is_plain(rule: Rule) -> bool:
@@ -73,7 +69,7 @@ def sweep(
 
 def _swept(run: Run, given: Given) -> Found:
     if not graph_wanted(given):
-        return _forward(run, given, None)
+        return forward(run, map_tensors(Tensor.detach, given), None)
     results: list[Found] = []
     flat = _Sweep.apply(run, map_tensors(_nothing, given), results, *tensors(given))
     return with_tensors(results[0], flat)
@@ -85,8 +81,8 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Run, like: Given, results: list[Found], *given: Tensor) -> tuple[Tensor, ...]:
         """Sweep forward; `results` receives the tree whose tensors are returned."""
-        kept: list[tuple[Kept, ...]] = []
-        found = _forward(run, with_tensors(like, [x.detach() for x in given]), kept)
+        kept: list[Kept] = []
+        found = forward(run, with_tensors(like, [x.detach() for x in given]), kept)
         ctx.run, ctx.like = run, like
         ctx.like_kept, ctx.like_found = map_tensors(_nothing, (tuple(kept), found))
         ctx.save_for_backward(*given, *tensors(tuple(kept)))
@@ -97,60 +93,20 @@ class _Sweep(torch.autograd.Function):
     def backward(ctx: Any, *arriving: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Sweep back; or, to be differentiated again, go back through the blocks as autograd has them."""
         saved, count = ctx.saved_tensors, len(tensors(ctx.like))  # checkpoints unpack it only once
-        given, kept = saved[:count], saved[count:]
+        given = with_tensors(ctx.like, saved[:count])
         if torch.is_grad_enabled():
-            return None, None, None, *_back_through(ctx.run, with_tensors(ctx.like, given), arriving)
-        given = with_tensors(ctx.like, [x.detach() for x in given])
-        kept, slope = with_tensors(ctx.like_kept, kept), with_tensors(ctx.like_found, arriving)
-        parts = []
-        for rows, mine in zip(_slices(given.tokens.k), kept, strict=True):
-            some, arrived = _rows((given, slope), rows)
-            parts.append(backward_rows(_rows_of(run=ctx.run, rows=rows), some, mine, arrived))
-        return None, None, None, *tensors(_joined(parts))
-
-
-def _forward(run: Run, given: Given, kept: list[tuple[Kept, ...]] | None) -> Found:
-    """Sweep forward, some rows after others; `kept` receives what each block of each of them leaves."""
-    parts = []
-    for rows in _slices(given.tokens.k):
-        mine: list[Kept] | None = None if kept is None else []
-        parts.append(forward_rows(_rows_of(run, rows), _rows(given, rows), mine))
-        if kept is not None and mine is not None:
-            kept.append(tuple(mine))
-    return _joined(parts)
+            return None, None, None, *_back_through(ctx.run, given, arriving)
+        kept, slope = with_tensors(ctx.like_kept, saved[count:]), with_tensors(ctx.like_found, arriving)
+        return None, None, None, *tensors(backward(ctx.run, given, kept, slope))
 
 
 def _back_through(run: Run, given: Given, arriving: tuple[Tensor, ...]) -> list[Tensor | None]:
     """The slopes of all that is given, with a graph."""
     wanted = [x for x in tensors(given) if x.requires_grad]
     pairs = [(x, slope) for x, slope in zip(tensors(plain(run, given)), arriving, strict=True) if x.requires_grad]
-    found = iter(
-        torch.autograd.grad(
-            [x for x, _ in pairs], wanted, [slope for _, slope in pairs], create_graph=True, allow_unused=True
-        )
-    )
+    results, slopes = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(results, wanted, slopes, create_graph=True, allow_unused=True))
     return [next(found) if x.requires_grad else None for x in tensors(given)]
-
-
-def _slices(k: Tensor) -> list[slice]:
-    count = k.shape[0]
-    size = ROWS_AT_ONCE if k.device.type == "cpu" else max(count, 1)
-    return [slice(i, i + size) for i in range(0, max(count, 1), size)]
-
-
-def _rows(tree: Tree, rows: slice) -> Tree:
-    return map_tensors(lambda x: x[rows], tree)
-
-
-def _rows_of(run: Run, rows: slice) -> Run:
-    return run._replace(begins=_rows(run.begins, rows))
-
-
-def _joined(parts: list[Any]) -> Any:
-    """Trees of some rows each as one of all."""
-    if len(parts) == 1:
-        return parts[0]
-    return with_tensors(parts[0], [torch.cat(x) for x in zip(*map(tensors, parts), strict=True)])
 
 
 def _nothing(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The sweep back over some rows' blocks: every block's gradients, from those of what it made."""
+"""The sweep back over blocks: every block's gradients, from those of what it made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors, tensors, with_tensors
 
 
-def backward_rows(run: Run, given: Given, kept: tuple[Kept, ...], slope: Found) -> Given:
+def backward(run: Run, given: Given, kept: tuple[Kept, ...], slope: Found) -> Given:
     """The slopes of what a run of blocks was given, from those of what it found."""
     turned = {name: is_turned(x, slope.anchor[name].shape[2]) for name, x in given.carry.items() if slope.anchor}
     carry, anchor = slope.carry, _turn(slope.anchor, turned)

@@ -1,4 +1,4 @@
-"""The sweep over some rows' blocks forward, and what it leaves for the sweep back."""
+"""The sweep over blocks forward, and what it leaves for the sweep back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.adjoint import Asked, ask
-from memkit.engine.between import passed, write_pass
+from memkit.engine.between import write_pass
 from memkit.engine.block import fold, read, turn_back
 from memkit.engine.coefficients import Coefficients
 from memkit.engine.dual import after
@@ -58,8 +58,8 @@ class Run(NamedTuple):
     begins: tuple[Tensor | bool, ...]
 
 
-def forward_rows(run: Run, given: Given, kept: list[Kept] | None) -> Found:
-    """Run the blocks of these rows; `kept` receives what each leaves."""
+def forward(run: Run, given: Given, kept: list[Kept] | None) -> Found:
+    """Run the blocks, all tensors detached; `kept` receives what each leaves."""
     outputs, carry, anchor = [], given.carry, given.anchor
     for begins, (here, own) in zip(run.begins, blocks((given.tokens, given.own)), strict=True):
         anchor = _begun(run.rule, begins, carry, anchor, here)
@@ -122,7 +122,7 @@ def _block(
         answers[name], asked[name] = ask(own.weight, x, carry[name], a[name], r[name])
         return answers[name]
 
-    y = passed(rule, here.q, constants, answer).result.detach()
+    y = rule.memory.forward(answer, here.q, constants)
     following = {name: fold(own.last_carry, own.last_write, x, a[name], r[name]) for name, x in kept.carry.items()}
     outputs, backs = map_tensors(Tensor.detach, (writing.forward.outputs, writing.backs))
     return y, following, kept._replace(outputs=outputs, backs=backs, answers=answers, asked=asked)
