@@ -96,15 +96,19 @@ class Sums:
 
     def pull(self, result: Tensor, slope: Tensor | None) -> None:
         """Go back from a result with its slope, as far as the leaves; None is a slope of one."""
-        if not result.requires_grad:
-            return
-        found = torch.autograd.grad(
-            result, self._leaves, slope, retain_graph=True, create_graph=self._graph, allow_unused=True
-        )
-        for leaf, new in zip(self._leaves, found, strict=True):
-            if new is not None:
-                old = self._found.get(id(leaf))
-                self._found[id(leaf)] = new if old is None else old + new
+        if slope is not None and any(result is leaf for leaf in self._leaves):
+            self._add(result, slope)
+        elif result.requires_grad:
+            found = torch.autograd.grad(
+                result, self._leaves, slope, retain_graph=True, create_graph=self._graph, allow_unused=True
+            )
+            for leaf, new in zip(self._leaves, found, strict=True):
+                if new is not None:
+                    self._add(leaf, new)
+
+    def _add(self, leaf: Tensor, slope: Tensor) -> None:
+        sofar = self._found.get(id(leaf))
+        self._found[id(leaf)] = slope if sofar is None else sofar + slope
 
     def of(self, leaf: Tensor) -> Tensor | None:
         """What arrived at a leaf; None where nothing did."""

@@ -1,9 +1,9 @@
 """The dual form as one node of the graph: one sweep over the blocks forward, and one back.
 
 What autograd keeps and adds up between the products of a block costs about as much as the products. Here these are
-done by hand, and memories and objectives stay as they are written (`between`). It is the same form: `dual` says what it means, and is what runs where gradients of gradients are
-asked for, where torch compiles, and for rules whose blocks do more (windows, effective weights, gradient points of
-their own, limits, gates per channel).
+done by hand, and memories and objectives stay as they are written (`between`). It is the same form: `dual` says what
+it means, and is what runs where gradients of gradients are asked for, where torch compiles, and for rules whose
+blocks do more (windows, effective weights, gradient points of their own, limits, gates per channel).
 """
 
 from __future__ import annotations
