@@ -7,7 +7,7 @@ can be done once and kept, and their slopes can be added up in place, for any me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 import torch
@@ -54,7 +54,7 @@ def write_pass(
     rule: Rule,
     here: Tokens,
     constants: dict[str, Tensor],
-    names: Iterable[str],
+    names: Collection[str],
     forth: Product,
     back: Callable[[str, Tensor, Tensor], Tensor | None],
     *,
