@@ -156,7 +156,7 @@ def test_a_stream_ends_as_a_call_from_its_state(monkeypatch: pytest.MonkeyPatch)
     assert heard == [(i, 64) for i in range(1, 65)]
     assert [row[0] for row in found.rows] == ["lmm", "mac", "mag", "mal"]
     for figures in found.data["models"].values():
-        assert figures["finite"] and figures["difference"] == 0
+        assert figures["finite"] and figures["difference"] <= 1e-6  # a loaded state lies otherwise in memory
         assert 0 < figures["early_mib"] <= figures["peak_mib"]
         assert [tokens for tokens, _ in figures["us_so_far"]] == [16, 32, 64, 128, 256]
     assert [goal.verdict for goal in found.goals[3::4]] == ["reached"] * 4
