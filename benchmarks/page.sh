@@ -1,6 +1,6 @@
 #!/bin/sh
 # Measure every row of the benchmark page on this machine, which should have nothing else to do, and write
-# FOLDER/bench.html. About 25 minutes on two cores; the minutes of each part stand beside it.
+# FOLDER/bench.html. About 35 minutes on two cores; the minutes of each part stand beside it.
 #
 #     benchmarks/page.sh [FOLDER]
 #
@@ -23,6 +23,8 @@ against_peer token --pairs 7                        # 1
 against_peer coarse --pairs 5 --recompute 256       # 1
 against_peer decode --pairs 9                       # 1
 against_peer decode --pairs 9 --compile             # 2
+bench core --threads 1                              # 2
+bench rounds --threads 1                            # 6
 bench decode                                        # 1
 bench length                                        # 3
 bench models                                        # 6

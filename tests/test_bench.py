@@ -58,7 +58,7 @@ def test_rules_has_a_row_for_every_rule(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert titans["state_bytes"] - 16 == 4 * 4 * 2 * (4 * 16) * 4
 
 
-def test_core_counts_products_and_judges_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_core_counts_products(monkeypatch: pytest.MonkeyPatch) -> None:
     assert core.operations(training=False) == (22 * 64 * 256 + 4 * 64 * (64 + 256)) * 8 * 2048 * 4
     assert core.yardstick_shapes() == "[32, 64, 64] x [32, 64, 256]"
     for name, value in {"BATCH": 1, "TOKENS": 8, "WIDTH": 4, "MINI_BATCH": 4, "REPEATS": 2, "BEST_OF": 2}.items():
@@ -74,8 +74,7 @@ def test_core_counts_products_and_judges_shares(monkeypatch: pytest.MonkeyPatch)
     ]
     for row in found.data["variants"].values():
         assert row["percent"]["low"] > 0 and len(row["seconds"]) == 2
-    goals = (Spread(66, 67, 70), Spread(60, 64, 70), Spread(40, 50, 60))
-    assert [core.judged(found, 65.0) for found in goals] == ["reached", "not resolved", "not reached"]
+    assert [(goal.reach, goal.unit) for goal in found.goals] == [(75, "percent"), (65, "percent"), (1.6, "times")]
 
 
 def test_rules_with_a_large_state_are_timed_on_few_tokens() -> None:
@@ -96,10 +95,12 @@ def test_rounds_come_closer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert distances[0] > distances[1] > distances[2]
     assert distances[3] < 1e-5
     assert len(forms) == len(found.rows) == 12
-    assert [rounds._verdict(Spread(*x)) for x in ((4, 5, 6), (1, 2, 3), (3, 5, 6))] == [
-        "reached",
-        "not reached",
-        "not resolved",
+    assert [goal.figure.median for goal in found.goals] == [
+        forms[one]["seconds"][0] / forms[other]["seconds"][0]
+        for one, other in (
+            ("token by token (dual)", "to 1e-05"),
+            ("forward and backward, token by token (dual)", "forward and backward, to 1e-05"),
+        )
     ]
 
 
