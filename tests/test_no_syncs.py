@@ -25,7 +25,7 @@ from memkit.state import tensors
 
 BATCH, TOKENS, HEADS, WIDTH = 2, 18, 2, 4  # two mini-batches of the rules
 DIM, LENGTH = 8, 5  # and of the mixers and models of the tests
-READ_BACK = "meta tensors|register_meta function for torch.nonzero"
+READ_BACK = "meta tensor|register_meta function for torch.nonzero"
 
 masked_or_not = pytest.mark.parametrize("masked", [False, True], ids=["all tokens", "masked"])
 

@@ -7,6 +7,7 @@ that the part made but its results. Differentiable once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -65,12 +66,7 @@ class _Recomputed(torch.autograd.Function):
         flat = tensors(found)
         call.results.append(map_tensors(_shape_of_nothing, found))
         ctx.call = call
-        kind = given[0].device.type
-        ctx.autocast = {
-            "device_type": kind,
-            "dtype": torch.get_autocast_dtype(kind),
-            "enabled": torch.is_autocast_enabled(kind),
-        }
+        ctx.autocast = _autocast_now(given[0].device.type)
         ctx.save_for_backward(*given)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(x for x in flat if not x.is_floating_point()))
@@ -83,7 +79,7 @@ class _Recomputed(torch.autograd.Function):
         call, saved, wanted = ctx.call, ctx.saved_tensors, ctx.needs_input_grad[1:]
         count = len(saved) - call.own
         given = [x.detach().requires_grad_(w) for x, w in zip(saved[:count], wanted[:count], strict=True)]
-        with torch.enable_grad(), torch.autocast(**ctx.autocast):
+        with torch.enable_grad(), ctx.autocast():
             found = tensors(call.run(with_tensors(call.like, given)))
         reached = [(x, g) for x, g in zip(found, arriving, strict=True) if g is not None and x.requires_grad]
         inputs = [*given, *saved[count:]]  # what `run` has of its own is not given to it, so it is no copy
@@ -94,6 +90,14 @@ class _Recomputed(torch.autograd.Function):
             else [None] * len(leaves)
         )
         return None, *(next(slopes) if w else None for w in wanted)
+
+
+def _autocast_now(kind: str) -> Callable[[], AbstractContextManager[object]]:
+    """Makes the autocast that is on now, for later; on a kind of device that has none, nothing."""
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext
+    dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    return lambda: torch.autocast(kind, dtype, enabled)
 
 
 def _shape_of_nothing(x: Tensor) -> Tensor:
