@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from memkit.state import Tree, map_tensors, tensors
 
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
 
 class SequenceParallel(nn.Module):
     """A model that reads this rank's part of every sequence; all ranks of a group call it alike.
@@ -37,7 +39,7 @@ class SequenceParallel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model; see the class."""
-        handles = [layer.register_forward_pre_hook(self._take_over) for layer in self._layers]
+        handles = [layer.register_forward_pre_hook(self._take_over, with_kwargs=True) for layer in self._layers]
         handles += [layer.register_forward_hook(self._hand_on) for layer in self._layers]
         try:
             return self.model(*args, **kwargs)
@@ -59,8 +61,8 @@ class SequenceParallel(nn.Module):
         for x, part in zip(used, flat.split([x.numel() for x in used]), strict=True):
             x.grad = part.view_as(x).to(x.dtype)
 
-    def _take_over(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Run a layer from the state of the rank before."""
+    def _take_over(self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> _Arguments | None:
+        """Run a layer from the state of the rank before, in whichever way it was given another."""
         if self._line.before is None:
             return None
         x, *rest = args
@@ -70,7 +72,8 @@ class SequenceParallel(nn.Module):
             x, flat = _TakeOver.apply(x if x.requires_grad else x.detach().requires_grad_(), flat, self._line)
         else:
             self._line.take(flat)
-        return x, self._line.unpack(like.tree, flat), *rest[1:]
+        others = {name: value for name, value in named.items() if name != "state"}
+        return (x, self._line.unpack(like.tree, flat), *rest[1:]), others
 
     def _hand_on(self, layer: nn.Module, args: tuple[Any, ...], result: tuple[Tensor, Tree]) -> tuple[Tensor, Tree]:
         """Give a layer's state to the rank after."""

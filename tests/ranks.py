@@ -118,7 +118,7 @@ def one_mixer(part: slice = slice(None), parallel: bool = False) -> dict[str, Te
     mask = torch.tensor([[1, 1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 1]]).bool()
     documents = torch.tensor([[0, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1]])
     called = SequenceParallel(mixer, [mixer]) if parallel else mixer
-    y, _ = called(x[:, part], mask=mask[:, part], segment_ids=documents[:, part])
+    y, _ = called(x[:, part], state=mixer.init_state(2), mask=mask[:, part], segment_ids=documents[:, part])
     y.square().sum().backward()
     if parallel:
         called.average_gradients()
