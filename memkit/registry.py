@@ -39,8 +39,11 @@ class UnknownName(ValueError):
     """There is no component of a name, or not yet: the file that registers it may not have been imported."""
 
     def __init__(self, message: str, kind: str) -> None:
-        super().__init__(message)
+        super().__init__(message, kind)  # both, because an error that another process sends is made again from these
         self.kind = kind
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def register(kind: str, name: str, *, exempt: Mapping[str, str] | None = None) -> Callable[[Factory], Factory]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Literal
@@ -150,3 +151,11 @@ def test_a_known_name_needs_no_discovery(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_nearest_lists_what_there_is() -> None:
     assert nearest("alpha", []) == "There are none."
     assert nearest("alpha", ["beta", "alpah"]) == "Did you mean 'alpah'? Known: alpah, beta."
+
+
+def test_an_unknown_name_is_told_by_another_process_too() -> None:
+    with pytest.raises(registry.UnknownName) as raised:
+        build("ware", "bxo")
+    again = pickle.loads(pickle.dumps(raised.value))
+    assert str(again) == str(raised.value) and again.kind == "ware"
+    assert str(again).startswith("unknown ware 'bxo'.")
