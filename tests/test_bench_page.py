@@ -97,6 +97,23 @@ def test_lines_are_drawn_on_logarithmic_axes() -> None:
     assert "Nothing was measured." in draw(Lines("Time", "tokens", "us", {}))
 
 
+def test_what_is_flat_looks_flat_and_marks_are_written_out() -> None:
+    def picture(values: list[float]) -> ElementTree.Element:
+        return ElementTree.fromstring(
+            draw(Lines("Memory", "tokens", "MiB", {"one": [[10, values[0]], [99, values[1]]]}))
+        )
+
+    def words(values: list[float]) -> list[str | None]:
+        return [text.text for text in picture(values).iter("{http://www.w3.org/2000/svg}text")]
+
+    (_, a), (_, b) = [
+        (float(dot.attrib["cx"]), float(dot.attrib["cy"]))
+        for dot in picture([301.0, 307.0]).iter("{http://www.w3.org/2000/svg}circle")
+    ]
+    assert 0 < a - b < 0.03 * 400, "2 percent, of a picture 400 high"
+    assert "300" in words([301.0, 307.0]) and "3,000,000" in words([2e5, 4e6])
+
+
 def test_marks_of_an_axis_are_few_and_round() -> None:
     assert marks([256, 512], own=True) == [256, 512]
     assert marks([3.0, 7.0, 40_000.0], own=False) == [10, 100, 1000, 10_000]

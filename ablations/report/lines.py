@@ -36,9 +36,9 @@ def draw(plot: Lines) -> str:
     x = _scale([point[0] for point in every], LEFT, right)
     y = _scale([point[1] for point in every], BOTTOM, TOP)
     parts = [text(plot.title, 14, 20, "strong"), text(plot.y, 14, 37, "muted small")]
-    for at in marks(sorted({point[1] for point in every}), own=False):
+    for at in marks([math.exp(y.low), math.exp(y.high)], own=False):
         parts.append(tag("line", x1=LEFT, x2=right, y1=y(math.log(at)), y2=y(math.log(at)), class_="rule"))
-        parts.append(text(f"{at:,g}", LEFT - 10, y(math.log(at)) + 4, "muted small end"))
+        parts.append(text(f"{at:,.10g}", LEFT - 10, y(math.log(at)) + 4, "muted small end"))
     for at in marks(sorted({point[0] for point in every}), own=True):
         parts.append(text(f"{at:,.0f}", x(math.log(at)), BOTTOM + 20, "muted small middle"))
     parts.append(tag("line", x1=LEFT, x2=right, y1=BOTTOM, y2=BOTTOM, class_="axis"))
@@ -50,8 +50,9 @@ def draw(plot: Lines) -> str:
 
 
 def _scale(values: Sequence[float], start: float, stop: float) -> Scale:
+    """From the least to the largest and a little more; a factor of 2 at least, so that what is flat looks flat."""
     low, high = math.log(min(values)), math.log(max(values))
-    margin = 0.04 * (high - low) or 0.5
+    margin = max(0.04 * (high - low), (math.log(2) - (high - low)) / 2)
     return Scale(low - margin, high + margin, start, stop)
 
 
