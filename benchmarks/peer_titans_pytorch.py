@@ -170,9 +170,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("tokens", "batch", "chunk"):
         if getattr(options, name) is None:
             setattr(options, name, getattr(setting, name))
-    for name in (*SIZES, "tokens", "batch", "chunk", "pairs"):
-        if getattr(options, name.replace("-", "_")) < 1:
+    for name in (*SIZES, "tokens", "batch", "chunk", "pairs", "threads", "recompute"):
+        value = getattr(options, name.replace("-", "_"))
+        if value is not None and value < 1:
             parser.error(f"--{name} must be at least 1")
+    if options.compile and options.setting != "decode":
+        parser.error("--compile is for decode: the other settings run eagerly")
+    if options.recompute is not None and options.setting == "decode":
+        parser.error("--recompute is for training, and decode has none")
     if options.dim % options.heads:
         parser.error(f"--heads {options.heads} does not divide --dim {options.dim}")
     return options
@@ -222,10 +227,16 @@ def benchmark(options: argparse.Namespace, result: dict[str, Any]) -> Any:
         f"{options.depth} and expansion {options.expansion}, float32, {result['workers'][0]['threads']} thread(s); "
         "each side in a process of its own, in turn. `--help` of the command says where the layers differ."
     )
-    told = about(f"python benchmarks/{' '.join([Path(__file__).name, *_told(sys.argv[1:])])}")
+    command = f"python benchmarks/{' '.join([Path(__file__).name, *_told(sys.argv[1:])])}"
+    told = about(command) | {"threads": str(result["workers"][0]["threads"]), "torch": _versions(result["workers"])}
     columns = (setting.what, "memkit", f"{PEER} {PEER_VERSION}", "memkit is better by")
     title = f"Against {PEER}: {options.setting}"
     return Benchmark(title, columns, tuple(rows), notes, result, tuple(goals), about=told)
+
+
+def _versions(workers: list[dict[str, Any]]) -> str:
+    """The torch of both sides, which may be of two environments."""
+    return " and ".join(dict.fromkeys(worker["torch"] for worker in workers))
 
 
 def _told(arguments: list[str]) -> list[str]:
