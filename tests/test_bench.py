@@ -107,6 +107,8 @@ def test_rounds_come_closer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_unknown_benchmark_is_a_mistake_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "rulse"]) == 2
     assert "Did you mean 'rules'?" in capsys.readouterr().err
+    assert main(["bench", "pages"]) == 2
+    assert "Did you mean 'page'? Known: all, core," in capsys.readouterr().err
 
 
 def test_length_measures_time_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ from rich.table import Table
 from ablations.bench.base import Benchmark, run_benchmark
 from ablations.bench.goal import COLUMNS
 from ablations.bench.page import write_page
-from memkit.registry import names
+from memkit.registry import names, nearest
 
+ALL, PAGE = "all", "page"
 COLOURS = {"reached": "green", "not reached": "red", "not resolved": "yellow"}
 
 
@@ -24,13 +25,16 @@ def run_asked(name: str, folder: Path, threads: int | None, out: Console, err: C
 
     `ValueError` for an unknown name, and for a page of nothing. Of `all`, what this machine cannot run says so.
     """
+    known = names("benchmark")
+    if name not in (*known, ALL, PAGE):
+        raise ValueError(f"unknown benchmark {name!r}. {nearest(name, (*known, ALL, PAGE))}")
     if threads is not None:
         torch.set_num_threads(threads)
-    for one in names("benchmark") if name == "all" else [] if name == "page" else [name]:
+    for one in known if name == ALL else [] if name == PAGE else [name]:
         try:
             run_shown(one, folder, command_line(one, threads), out, err)
         except ValueError as error:
-            if name != "all":
+            if name != ALL:
                 raise
             _tell(err, f"{one} was left out: {error}")
     _tell(err, f"Page: {write_page(folder)}")
