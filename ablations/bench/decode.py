@@ -89,8 +89,9 @@ def decode(tell: Tell) -> Benchmark:
         f"Microseconds a token, one token a call ({SHAPE}; models of as many parameters, one row, no gradients), "
         f"{torch.get_num_threads()} thread(s), medians of {ROUNDS} rounds of {TOKENS} tokens in which all take turns. "
         "The transformer reads a cache of the context's length, filled with random numbers, that is written in place. "
-        f"The others have read {' and '.join(f'{n:,}' for n in REACHED)} tokens; their states are of one size. Faster "
-        "from: the context from which on a model decodes faster than the transformer, interpolated, over the rounds."
+        f"The others have read {' and '.join(f'{n:,}' for n in REACHED)} tokens; their states are of one size, so "
+        "the last point of their lines is the one before again. Faster from: the context from which on a model "
+        "decodes faster than the transformer, interpolated, over the rounds."
     )
     data = {
         "parameters": system(YARDSTICK, hidden[YARDSTICK]).num_parameters(),

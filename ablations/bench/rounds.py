@@ -101,7 +101,7 @@ def _notes(distances: dict[str, float]) -> str:
         f"An MLP memory of depth 2 and expansion 4 that learns at every token; B = {BATCH}, T = {TOKENS}, {HEADS} "
         f"heads of {WIDTH}, float32; {REPEATS} turns of each. Distance is relative to token by token, whose own "
         f"rounding is of the order of 1e-7; {TOLERANCE:g} is reached {rounds}. With gradients token by token keeps the "
-        f"state at every {RECOMPUTE}th token and runs the others again: all of them would fill gigabytes."
+        f"state every {RECOMPUTE} tokens and runs what is between again: all states would fill gigabytes."
     )
 
 

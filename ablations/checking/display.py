@@ -126,7 +126,7 @@ def _print_failure(component: str, verdict: Verdict, asked: Asked, several: bool
 def _command(component: str, verdict: Verdict, asked: Asked, several: bool) -> str:
     """The line to type to meet an example again."""
     kind, _, name = component.partition(" ")
-    parts = ["memkit check", *(name if what == "all" else what for what in asked.what)]
+    parts = ["memkit check", *(name if what == "all" else shlex.quote(what) for what in asked.what)]
     if several or asked.kind:
         parts.append(f"--kind {kind}")
     parts += [f"--option {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in asked.options.items()]
