@@ -95,6 +95,8 @@ def test_lines_are_drawn_on_logarithmic_axes() -> None:
     words = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
     assert "a & b" in words and "none" not in words and {"256", "1,024", "4,096"} <= set(words)
     assert "Nothing was measured." in draw(Lines("Time", "tokens", "us", {}))
+    placed = draw(Lines("Time", "tokens", "us", {"one": [[1, 0.0], [2, 3.0], [4, NAN], [8, INF]]}))
+    assert placed.count("<circle") == 1
 
 
 def test_what_is_flat_looks_flat_and_marks_are_written_out() -> None:

@@ -114,7 +114,7 @@ def _row(tokens: int, found: dict[str, Found]) -> tuple[str, ...]:
 
 def _plots(found: dict[str, Found]) -> tuple[Lines, ...]:
     us = {name: [[n, 1e6 * t.median] for n, t in own.times.items()] for name, own in found.items()}
-    mib = {name: [[n, grown] for n, grown in own.mib.items() if grown > 0] for name, own in found.items()}
+    mib = {name: [[n, grown] for n, grown in own.mib.items()] for name, own in found.items()}
     return (
         Lines("A training step", "tokens of a text", "microseconds a token", us),
         Lines("Memory of a training step", "tokens of a text", "MiB at the peak", mib),

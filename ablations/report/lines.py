@@ -15,7 +15,7 @@ MOST_MARKS = 12
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines over common axes, both logarithmic: all values are above 0.
+    """Lines over common axes, both logarithmic.
 
     x, y: what the axes are, with their units. lines: name -> points (x, y) in the order of x.
     """
@@ -27,8 +27,12 @@ class Lines:
 
 
 def draw(plot: Lines) -> str:
-    """The figure as SVG; a line of one point is a dot, and one of none is left out."""
-    lines = {name: points for name, points in plot.lines.items() if points}
+    """The figure as SVG; a line of one point is a dot, and one of none is left out.
+
+    So are points that have no place on the axes: memory that did not grow, a time that was not finite.
+    """
+    kept = {name: [point for point in points if _placed(point)] for name, points in plot.lines.items()}
+    lines = {name: points for name, points in kept.items() if points}
     if not lines:
         return frame(90, plot.title, text("Nothing was measured.", 24, 50, "muted"))
     every = [point for points in lines.values() for point in points]
@@ -47,6 +51,10 @@ def draw(plot: Lines) -> str:
     for i, (name, label) in enumerate(zip(lines, spread_apart(ends, 18, TOP, BOTTOM), strict=True)):
         parts.append(_line(i, name, [(x(math.log(a)), y(math.log(b))) for a, b in lines[name]], right, label))
     return frame(HEIGHT, plot.title, *parts)
+
+
+def _placed(point: list[float]) -> bool:
+    return all(0 < value < math.inf for value in point)
 
 
 def _scale(values: Sequence[float], start: float, stop: float) -> Scale:
