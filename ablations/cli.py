@@ -208,7 +208,9 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of the data and the initial weights.")] = 0,
     text: Text = None,
     imports: Imports = None,
-    parallel: Annotated[Parallel | None, typer.Option(help="How torchrun's ranks share it; ddp, if not said.")] = None,
+    parallel: Annotated[
+        Parallel | None, typer.Option(help="How torchrun's processes share it; if not said, ddp.")
+    ] = None,
 ) -> None:
     """Train one model; the same command goes on from the newest checkpoint of an interrupted run.
 
@@ -250,9 +252,11 @@ def generate(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="See `memkit list benchmark`; `all`; `page`: the page again.")] = "rules",
+    name: Annotated[
+        str, typer.Argument(help="One of `memkit list benchmark`; `all`; or `page`: only the page.")
+    ] = "rules",
     folder: Out = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; as many as there are cores.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; if not said, one a core.")] = None,
 ) -> None:
     """Time things against each other on this machine, and keep the figures as JSON, Markdown and a page with plots.
 

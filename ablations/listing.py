@@ -113,6 +113,9 @@ def print_component(kind: str, name: str, console: Console) -> None:
     console.print(escape(_flowing(_documentation(made_by))), highlight=False)
     if kind == "rule":
         _print_rule(made_by, name, console)
+    if kind == "benchmark":  # it is run and not built: what it takes, the command gives it
+        console.print(f"\nmemkit bench {escape(name)}", style="dim", highlight=False)
+        return
     parameters = inspect.signature(made_by).parameters.values()
     if not parameters:
         return

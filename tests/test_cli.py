@@ -37,6 +37,12 @@ def test_list_names_every_component_of_every_kind(capfd: pytest.CaptureFixture[s
         assert all(name in text for name in memkit.names(kind))
 
 
+def test_list_of_a_benchmark_says_how_to_run_it(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "benchmark", "triton"]) == 0
+    text = capfd.readouterr().out
+    assert text.rstrip().endswith("memkit bench triton") and "tell" not in text
+
+
 def test_list_of_a_kind_has_the_first_line_of_each(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "task"]) == 0
     assert "Predict the next byte of real English" in capfd.readouterr().out

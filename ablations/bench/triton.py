@@ -31,7 +31,10 @@ Run = Callable[[], tuple[Tensor, ...]]
 
 @benchmark("triton")
 def triton(tell: Tell) -> Benchmark:
-    """Time the kernels of the form `triton` on this machine's GPU; `ValueError` where there is none."""
+    """Time and distance of the kernels of the form `triton` beside `dual`, on a GPU.
+
+    Raises `ValueError` where there is none.
+    """
     where, rows, data, done = device(), [], {}, iter(range(10**6))
     cases = list(product(BATCHES, PRECISIONS, (False, True)))
     total = len(cases) * len(FORMS) * (REPEATS + 1)
