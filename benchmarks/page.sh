@@ -6,8 +6,12 @@
 #
 # PYTHON: an interpreter with memkit (.venv/bin/python). PEER_PYTHON: one with titans-pytorch too (the same).
 set -eu
+case ${1:-} in
+    "") folder=runs/bench ;;  # of the repository
+    /*) folder=$1 ;;
+    *) folder=$PWD/$1 ;;
+esac
 cd "$(dirname "$0")/.."
-folder=${1:-runs/bench}
 python=${PYTHON:-.venv/bin/python}
 peer=${PEER_PYTHON:-$python}
 

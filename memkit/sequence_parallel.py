@@ -26,7 +26,10 @@ class SequenceParallel(nn.Module):
     It is called as the model is, with consecutive parts `[B, T_r, ...]`, the first tokens on rank 0; parts may differ
     in length. The state that it returns is the one after this rank's part, and a state that it is given is used on
     rank 0 only. Gradients are those of all ranks' outputs that reach this rank's tokens: summed over the ranks they
-    are the whole's (`average_gradients`). Backward runs on all ranks, or on none.
+    are the whole's (`average_gradients`). Backward runs on all ranks, or on none, and gives no graph of its own.
+
+    group: of all ranks if not given. It must carry tensors of the CPU too, as one that was begun without the name of
+    a backend does: the shapes of states travel so.
 
     layers: the modules that carry a state, `layer(x, state, ...) -> (y, state)`, in the order in which they run; of a
     lone mixer, itself. They may not be run again backward by activation checkpoints; a memory's `recompute` is
