@@ -5,6 +5,7 @@
 #     benchmarks/page.sh [FOLDER]
 #
 # PYTHON: an interpreter with memkit (.venv/bin/python). PEER_PYTHON: one with titans-pytorch too (the same).
+# One thread each: several wait for each other, and longest where something else runs.
 set -eu
 case ${1:-} in
     "") folder=runs/bench ;;  # of the repository
@@ -23,13 +24,14 @@ against_peer() {
     "$python" benchmarks/peer_titans_pytorch.py "$@" --peer-python "$peer" --out "$folder"
 }
 
-against_peer token --pairs 7                        # 1
-against_peer coarse --pairs 5 --recompute 256       # 1
-against_peer decode --pairs 9                       # 1
-against_peer decode --pairs 9 --compile             # 2
-bench core --threads 1                              # 2
-bench rounds --threads 1                            # 6
-bench decode                                        # 1
-bench length                                        # 3
-bench models                                        # 6
-bench stream                                        # 10
+against_peer token --pairs 7 --threads 1                        # 1
+against_peer coarse --pairs 5 --threads 1                       # 1
+against_peer decode --pairs 9 --threads 1                       # 1
+against_peer decode --pairs 9 --threads 1 --compile             # 2
+bench core --threads 1                                          # 1
+bench rounds --threads 1                                        # 2
+bench rules --threads 1                                         # 5
+bench decode --threads 1                                        # 1
+bench length --threads 1                                        # 5
+bench models --threads 1                                        # 6
+bench stream --threads 2                                        # 10, two models at a time
