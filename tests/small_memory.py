@@ -52,12 +52,14 @@ class Case:
         return memkit.observe(**arguments)
 
     def leaves(self) -> list[Tensor]:
-        """Make everything that gradients flow to require one: tokens, gates, initial weights and slots."""
+        """Make everything that gradients flow to require one: tokens, gates, initial weights, slots and constants."""
         weights = map_tensors(torch.clone, self.state.weights)
         slots = map_tensors(torch.clone, self.state.slots)
+        constants = map_tensors(torch.clone, self.state.constants)
         anchor = weights if self.state.anchor else {}
-        self.state = replace(self.state, initial=weights, weights=weights, anchor=anchor, slots=slots)
-        return [x.requires_grad_() for x in tensors((self.q, self.k, self.v, self.gates, weights, slots))]
+        made = {"initial": weights, "weights": weights, "anchor": anchor, "slots": slots, "constants": constants}
+        self.state = replace(self.state, **made)
+        return [x.requires_grad_() for x in tensors((self.q, self.k, self.v, self.gates, weights, slots, constants))]
 
 
 def score(y: Tensor, state: MemoryState) -> Tensor:

@@ -82,6 +82,18 @@ def test_autocast_does_not_round_the_memory(rule: Rule) -> None:
         assert torch.equal(memkit.retrieve(rule, case.state, case.q), read)
 
 
+@pytest.mark.parametrize("rule", [titans(), titans(mini_batch=1)], ids=["dual", "iterate"])
+def test_gradients_may_be_taken_under_autocast(rule: Rule) -> None:
+    """Where autograd multiplies, as for coefficients, autocast rounds to bfloat16."""
+    case = Case(rule, torch.float32)
+    leaves = case.leaves()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = score(*case.memorize())
+        found = torch.autograd.grad(result, leaves, retain_graph=True)
+    for a, b in zip(found, torch.autograd.grad(result, leaves), strict=True):
+        assert (a - b).abs().max() <= 0.02 * b.abs().max()
+
+
 @every_rule
 def test_half_precision_tokens_are_read_as_they_are(rule: Rule) -> None:
     """Rounding happens to inputs and outputs, nowhere between: the state stays in float32."""

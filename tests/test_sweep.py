@@ -69,15 +69,18 @@ def test_it_is_the_dual_form(rule: Rule, masked: bool, autograd: Any) -> None:
         assert_near(everything(Case(rule), mask=mask, block_size=block_size), expected)
 
 
-def test_gradients_of_gradients(autograd: Any) -> None:
-    def second() -> list[torch.Tensor]:
-        case = Case()
+@pytest.mark.parametrize("rule", [RULES["mlp"], RULES["residual"]], ids=["mlp", "residual"])
+def test_gradients_of_gradients(rule: Rule, autograd: Any) -> None:
+    """Of a call of several runs of blocks, which share the constants and hand on what depends on them."""
+
+    def both() -> list[torch.Tensor]:
+        case = Case(rule)
         leaves = case.leaves()
         first = torch.autograd.grad(score(*case.memorize()), leaves, create_graph=True, materialize_grads=True)
         total = torch.stack([x.square().sum() for x in first]).sum()
-        return list(torch.autograd.grad(total, leaves, materialize_grads=True))
+        return [*first, *torch.autograd.grad(total, leaves, materialize_grads=True)]
 
-    for a, b in zip(second(), autograd(second), strict=True):
+    for a, b in zip(both(), autograd(both), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from memkit.engine.rounds import Rounds
 from memkit.engine.run import How, run
 from memkit.engine.scan import Watch
 from memkit.engine.sweep import is_plain
+from memkit.engine.tape import without_autocast
 from memkit.masks import blank
 from memkit.rule import Gates, Rule, Tokens, identity
 from memkit.state import Tree, map_tensors
@@ -264,8 +265,7 @@ def _plain_mode(like: Tensor) -> Iterator[None]:
 
     Under torch.compile nothing is asked about inference mode: it cannot be traced, and compiled code runs there.
     """
-    kind = like.device.type
-    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+    with without_autocast(like):
         if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
             yield
         else:

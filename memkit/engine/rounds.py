@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from memkit.engine.coefficients import Effect
 from memkit.engine.memory_state import Rows, Weights
 from memkit.engine.one_round import Given, Round, RoundResult, pull
-from memkit.engine.tape import Tape, graph_wanted, squared_surprise
+from memkit.engine.tape import Tape, graph_wanted, outside_autocast, squared_surprise
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors, tensors, with_tensors
 
@@ -169,6 +169,7 @@ class _AtRound(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @outside_autocast
     def backward(ctx: Any, *arriving: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """m = l + dG/dr^T m by rounds, where they settled, then dG/dtheta^T m."""
         once: _Once = ctx.once

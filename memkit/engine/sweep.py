@@ -20,7 +20,7 @@ from memkit.engine.dual import lowered, runs
 from memkit.engine.memory_state import Rows, cut
 from memkit.engine.sweep_back import backward
 from memkit.engine.sweep_forward import Found, Given, Kept, Run, forward, plain
-from memkit.engine.tape import graph_wanted
+from memkit.engine.tape import graph_wanted, outside_autocast
 from memkit.layout import Block
 from memkit.rule import Rule, Tokens, at_weights, identity
 from memkit.state import map_tensors, tensors, with_tensors
@@ -90,6 +90,7 @@ class _Sweep(torch.autograd.Function):
         return tuple(tensors(found))
 
     @staticmethod
+    @outside_autocast
     def backward(ctx: Any, *arriving: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Sweep back; or, to be differentiated again, go back through the blocks as autograd has them."""
         saved, count = ctx.saved_tensors, len(tensors(ctx.like))  # checkpoints unpack it only once
@@ -102,6 +103,8 @@ class _Sweep(torch.autograd.Function):
 
 def _back_through(run: Run, given: Given, arriving: tuple[Tensor, ...]) -> list[Tensor | None]:
     """The slopes of all that is given, with a graph."""
+    # Views, because what is given may depend on each other outside of here, as a carry on the constants of all runs.
+    given = map_tensors(lambda x: x.view_as(x), given)
     wanted = [x for x in tensors(given) if x.requires_grad]
     pairs = [(x, slope) for x, slope in zip(tensors(plain(run, given)), arriving, strict=True) if x.requires_grad]
     results, slopes = zip(*pairs, strict=True)

@@ -7,9 +7,10 @@ objective and any depth, and its squared norm is |a_s|^2 |r_s|^2.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -135,6 +136,23 @@ def unhooked() -> AbstractContextManager[object]:
 
 def _same(x: Tensor) -> Tensor:
     return x
+
+
+def without_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """Leave autocast, which would round what blocks carry, on the device of a tensor."""
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def outside_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The backward of an autograd Function as written, also where the caller goes back under autocast."""
+
+    @wraps(backward)
+    def called(ctx: Any, *arriving: Tensor) -> Any:
+        with without_autocast(arriving[0]):
+            return backward(ctx, *arriving)
+
+    return called
 
 
 def graph_wanted(tree: Tree) -> bool:

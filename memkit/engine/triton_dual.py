@@ -37,6 +37,7 @@ from memkit.engine.dual import begin, dual
 from memkit.engine.memory_state import Rows, cut
 from memkit.engine.scan import Watch
 from memkit.engine.solve import affine
+from memkit.engine.tape import outside_autocast
 from memkit.layout import Block
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
@@ -213,6 +214,7 @@ class _Chain(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @outside_autocast
     def backward(ctx: Any, *arriving: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The kernel goes back from block to block; what is left waits for none."""
         before, after, *others = arriving
