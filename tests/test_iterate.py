@@ -50,6 +50,19 @@ def test_rounds_that_come_no_closer_halve_the_block(mini_batch: int, steps: floa
     assert halved
 
 
+def test_linear_maps_may_follow_each_other_with_nothing_between() -> None:
+    rule = replace(ONLINE, memory=memkit.build("memory", "low_rank", rank=2))
+    for trained in (False, True):
+        found, expected = Case(rule), Case(rule)
+        leaves = [case.leaves() if trained else [] for case in (found, expected)]
+        results = [case.memorize(form=form) for case, form in ((found, "iterate"), (expected, "scan"))]
+        near(*results)
+        if trained:
+            near(*(tuple(torch.autograd.grad(score(*made), x)) for made, x in zip(results, leaves, strict=True)))
+        else:
+            assert not any(x.requires_grad for x in tensors(results[0]))
+
+
 def test_rounds_that_overflow_leave_no_trace(halved: list[int]) -> None:
     case = Case(ONLINE, dtype=torch.float32)
     case.k, case.gates["lr"] = 1e9 * case.k, 1e6 * case.gates["lr"]

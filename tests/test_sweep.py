@@ -142,11 +142,14 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
         (titans(), {"form": "scan"}, "in the form 'scan' is none"),
         (titans(surprise_limit=1.0), {}, "no limit"),
         (titans(), {"products": "bfloat16"}, "floating-point dtype.*'bfloat16'"),
+        (titans(), {"products": torch.float8_e4m3fn}, "16 bits or more"),
+        (titans(), {"form": "duel"}, "unknown form 'duel'"),
+        ("titans", {}, "rule must be a Rule; got 'titans'"),
     ],
 )
-def test_products_are_for_plain_blocks(rule: Rule, options: dict[str, Any], message: str) -> None:
+def test_products_are_for_plain_blocks(rule: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Case(rule).memorize(slice(None), **{"products": torch.bfloat16} | options)
+        Case().memorize(rule=rule, **{"products": torch.bfloat16} | options)
 
 
 def test_silu_is_torchs_to_the_third_derivative() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from memkit.checks import in_range, not_negative, positive
 from memkit.documents import pieces
 from memkit.engine import inputs, plan
-from memkit.engine.memory_state import MemoryState, cut, from_rows, per_row, to_rows
+from memkit.engine.memory_state import MemoryState, cut, from_rows, per_row, require_rule, to_rows
 from memkit.engine.recompute import in_groups
 from memkit.engine.rounds import Rounds
 from memkit.engine.run import How, run
@@ -110,9 +110,10 @@ def _check_rounds(form: str, rounds: int | None, tolerance: float | None) -> Non
 
 def _check_products(rule: Rule, form: str, products: torch.dtype) -> None:
     """Raise `ValueError` unless products of this dtype are for the rule."""
-    if not isinstance(products, torch.dtype) or not products.is_floating_point:
-        raise ValueError(f"products is a floating-point dtype, as torch.bfloat16; got {products!r}.")
-    taken = plan.fastest(rule) if form == "auto" else form
+    if not isinstance(products, torch.dtype) or not products.is_floating_point or products.itemsize < 2:
+        raise ValueError(f"products is a floating-point dtype of 16 bits or more, as torch.bfloat16; got {products!r}.")
+    require_rule(rule)
+    taken = plan.choose(rule, form, 0)
     if taken != "dual" or not is_plain(rule):
         raise ValueError(
             f"products={products} is for the form 'dual' of rules that take gradients at the weights as they are, with "

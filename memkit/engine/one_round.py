@@ -99,8 +99,10 @@ class Round:
             found = found._replace(prediction=rule.memory.forward(linear, tokens.k, constants))
             self._back(found, old)
         if not self.graph:
-            inputs, prediction = map_tensors(Tensor.detach, (found.inputs, found.prediction))
-            found = found._replace(inputs=inputs, prediction=prediction)
+            # Errors too: where one linear map follows another, the error between is the leaf that autograd began at.
+            cut = (found.inputs, found.errors, found.prediction)
+            inputs, errors, prediction = map_tensors(Tensor.detach, cut)
+            found = found._replace(inputs=inputs, errors=errors, prediction=prediction)
         if rule.surprise_limit is None:
             return found
         squared = squared_surprise(found.inputs, found.errors)
