@@ -20,7 +20,9 @@ def backward(run: Run, given: Given, kept: tuple[Kept, ...], slope: Found) -> Gi
     """The slopes of what a run of blocks was given, from those of what it found."""
     turned = {name: is_turned(x, slope.anchor[name].shape[2]) for name, x in given.carry.items() if slope.anchor}
     carry, anchor = slope.carry, _turn(slope.anchor, turned)
-    constants = map_tensors(torch.zeros_like, given.constants)
+    # Of all blocks together, so that a sum in the precision of products would stand still before its end.
+    wide = torch.promote_types(given.tokens.k.dtype, torch.float32)
+    constants = map_tensors(lambda x: torch.zeros_like(x, dtype=wide), given.constants)
     found = []
     here = blocks((given.tokens, given.own))
     ys = slope.y.unbind(1)
