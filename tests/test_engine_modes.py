@@ -9,10 +9,12 @@ import pytest
 import torch
 from small_memory import Case, score, titans
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import memkit
 from memkit import MemoryState, Rule
+from memkit.parts import polynomial
 from memkit.state import tensors
 
 RULES = {
@@ -58,6 +60,17 @@ def test_inference_mode_gives_ordinary_tensors(rule: Rule, form: str) -> None:
     assert_same(found_masked, masked)
     y, state = found
     assert not any(x.is_inference() or x.requires_grad for x in (y, read, *tensors((state.weights, state.slots))))
+
+
+@pytest.mark.parametrize("name", ["retnet", "omega"])
+def test_a_call_with_fake_tensors_leaves_none_behind(name: str) -> None:
+    """What is made once for all calls, or once was: a gate's default and the indices of polynomial features."""
+    rule = memkit.build("rule", name)
+    expected = Case(rule).memorize()
+    polynomial._monomials.cache_clear()
+    with FakeTensorMode():
+        Case(rule).memorize()
+    assert_same(Case(rule).memorize(), expected)
 
 
 def test_training_goes_on_from_a_state_made_in_inference_mode() -> None:

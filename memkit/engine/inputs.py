@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -133,13 +132,9 @@ def filled_in(rule: Rule, gates: Gates, k: Tensor, v: Tensor) -> dict[str, Tenso
 def _default(gate: Gate, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     if not callable(gate.default):
         return like.new_full(shape, gate.default or 0.0)
-    return _by_head(gate.default, shape[2], like.dtype, like.device).view(-1, *[1] * (len(shape) - 3)).expand(shape)
-
-
-@cache
-def _by_head(default: Callable[[int], list[float]], heads: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A gate's numbers, one a head; kept, because sending them to a device waits for it."""
-    return torch.tensor(default(heads), dtype=dtype, device=device)
+    # One by one, because a list that is sent to a device waits for it.
+    heads = torch.stack([like.new_full((), number) for number in gate.default(shape[2])])
+    return heads.view(-1, *[1] * (len(shape) - 3)).expand(shape)
 
 
 def computation_dtype(*tensors: Tensor) -> torch.dtype:

@@ -27,7 +27,8 @@ def polynomial(x: Tensor, degree: int) -> Tensor:
     Scaled so that phi(q) phi(k)^T = sum_{j <= degree} (q k^T)^j / j!, the beginning of exp(q k^T) (ATLAS eq. 22-23).
     """
     features = [torch.ones_like(x[..., :1])]
-    for factors, scale in _monomials(x.shape[-1], degree, x.dtype, x.device):
+    monomials = _monomials if type(x) is Tensor else _monomials.__wrapped__  # fake ones must not outlive their mode
+    for factors, scale in monomials(x.shape[-1], degree, x.dtype, x.device):
         features.append(reduce(torch.mul, [x[..., each] for each in factors]) * scale)
     return torch.cat(features, -1)
 
