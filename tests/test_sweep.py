@@ -159,6 +159,14 @@ def test_silu_is_torchs_to_the_third_derivative() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+def test_reading_without_gradients_maps_over_rows() -> None:
+    case = Case()
+    with torch.no_grad():
+        found = torch.func.vmap(lambda q: memkit.retrieve(case.rule, case.state, q))(torch.stack([case.q, -case.q]))
+        expected = torch.stack([memkit.retrieve(case.rule, case.state, q) for q in (case.q, -case.q)])
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def _derivatives(function: Any, z: torch.Tensor) -> list[torch.Tensor]:
     found = [function(z)]
     for _ in range(3):

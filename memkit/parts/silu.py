@@ -16,8 +16,8 @@ from torch import Tensor
 
 def silu(z: Tensor) -> Tensor:
     """`z * sigmoid(z)`, differentiable as often as wanted."""
-    if torch.compiler.is_compiling():
-        return F.silu(z)  # what is compiled is fused anyway
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and z.requires_grad):
+        return F.silu(z)  # what is compiled is fused anyway, and torch.func knows torch's own
     return _Silu.apply(z)  # pyright: ignore[reportReturnType]
 
 
