@@ -189,6 +189,17 @@ def test_no_gradient_wanted_no_graph_kept() -> None:
     assert asked[6:] == [True] * 3
 
 
+@pytest.mark.parametrize("rule", [titans(), titans(mini_batch=1), titans(depth=1, mini_batch=1)])
+def test_where_only_reads_are_trained_the_state_has_no_history(rule: Rule) -> None:
+    """So a stream may go on from it after the gradients of what was read were taken, and its graph is gone."""
+    case = Case(rule)
+    case.q.requires_grad_()
+    for _ in range(2):
+        y, case.state = case.memorize()
+        y.square().sum().backward()
+        assert not any(x.requires_grad for x in tensors(case.state))
+
+
 def test_a_sweep_forward_records_no_second_derivative() -> None:
     asked = []
     grad = torch.autograd.grad

@@ -149,7 +149,7 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
 )
 def test_products_are_for_plain_blocks(rule: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Case().memorize(rule=rule, **{"products": torch.bfloat16} | options)
+        Case().memorize(slice(None), **{"rule": rule, "products": torch.bfloat16} | options)
 
 
 def test_silu_is_torchs_to_the_third_derivative() -> None:

@@ -53,7 +53,7 @@ def settle(
 
     solved: the linear whose errors each round solves for, as `one_round.answering` says.
     """
-    given = Given(here._replace(q=here.q[..., :0]), seen, carry, rows.constants)
+    given = Given(here._replace(q=here.q.detach()[..., :0]), seen, carry, rows.constants)
     points = -(-here.k.shape[1] // rule.mini_batch)
     tolerance = 4 * torch.finfo(here.k.dtype).eps if rounds.tolerance is None else rounds.tolerance
     once = _Once(rule, given, solved, points - 1, tolerance)

@@ -87,6 +87,8 @@ class _Sweep(torch.autograd.Function):
         ctx.like_kept, ctx.like_found = map_tensors(_nothing, (tuple(kept), found))
         ctx.save_for_backward(*given, *tensors(tuple(kept)))
         results.append(ctx.like_found)
+        if not _writes(with_tensors(like, given)):
+            ctx.mark_non_differentiable(*tensors((found.carry, found.anchor)))
         return tuple(tensors(found))
 
     @staticmethod
@@ -99,6 +101,11 @@ class _Sweep(torch.autograd.Function):
             return None, None, None, *_back_through(ctx.run, given, arriving)
         kept, slope = with_tensors(ctx.like_kept, saved[count:]), with_tensors(ctx.like_found, arriving)
         return None, None, None, *tensors(backward(ctx.run, given, kept, slope))
+
+
+def _writes(given: Given) -> bool:
+    """Whether gradients flow to anything that a block leaves behind, and not only to what queries read."""
+    return any(x.requires_grad for x in tensors(given._replace(tokens=given.tokens._replace(q=given.tokens.k))))
 
 
 def _back_through(run: Run, given: Given, arriving: tuple[Tensor, ...]) -> list[Tensor | None]:
