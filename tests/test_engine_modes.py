@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 from unittest.mock import patch
 
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import memkit
 from memkit import MemoryState, Rule
 from memkit.parts import polynomial
+from memkit.parts.memory import ACTIVATIONS
 from memkit.state import tensors
 
 RULES = {
@@ -198,6 +200,22 @@ def test_where_only_reads_are_trained_the_state_has_no_history(rule: Rule) -> No
         y, case.state = case.memorize()
         y.square().sum().backward()
         assert not any(x.requires_grad for x in tensors(case.state))
+
+
+@pytest.mark.parametrize("rule", [titans(mini_batch=1), titans(surprise_limit=0.5)], ids=["iterate", "dual"])
+@pytest.mark.parametrize("activation", ["silu", "tanh"])
+def test_training_leaves_nothing_behind(rule: Rule, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where a memory's operations save their own results, as tanh does, or a triangular system's solution."""
+    if activation == "tanh":
+        monkeypatch.setitem(ACTIVATIONS, "silu", torch.tanh)
+    case, left = Case(rule), []
+    case.leaves()
+    for _ in range(3):
+        score(*case.memorize()).backward()
+        case.memorize()  # and nobody goes back through it
+        gc.collect()
+        left.append(sum(type(x) is Tensor for x in gc.get_objects()))
+    assert left[1] == left[2]
 
 
 def test_a_sweep_forward_records_no_second_derivative() -> None:

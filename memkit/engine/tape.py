@@ -127,11 +127,12 @@ def check_cut_off(rule: Rule, names: Collection[str], reached: Collection[str]) 
 def unhooked() -> AbstractContextManager[object]:
     """Gradients taken inside are no business of hooks on saved tensors.
 
-    Those of activation checkpointing would run all of the caller's forward pass again for each of them.
+    Those of activation checkpointing would run all of the caller's forward pass again for each of them. What is saved
+    is detached, and autograd attaches it again: an operation that saves its own result would hold itself for ever.
     """
     if torch.compiler.is_compiling():
         return nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(_same, _same)
+    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _same)
 
 
 def _same(x: Tensor) -> Tensor:
