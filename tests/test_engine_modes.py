@@ -147,9 +147,9 @@ def test_activation_checkpointing_changes_no_gradient(rule: Rule) -> None:
         assert torch.equal(found, reference)
 
 
-def test_it_compiles_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+@torch._dynamo.config.patch(trace_autograd_ops=True)  # pytest's own patch would take the setting away at its end
+def test_it_compiles_as_one_graph() -> None:
     """Two blocks, forward and backward, without a graph break; the tape's gradient is traced like anything else."""
-    monkeypatch.setattr(torch._dynamo.config, "trace_autograd_ops", True)
     eager, compiled = Case(tokens=4, batch=1), Case(tokens=4, batch=1)
 
     def run(q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor], state: MemoryState) -> Any:
