@@ -121,6 +121,7 @@ def test_marks_of_an_axis_are_few_and_round() -> None:
     assert marks([3.0, 7.0, 40_000.0], own=False) == [10, 100, 1000, 10_000]
     assert marks([1.0, 30.0], own=False) == [1, 3, 10, 30]
     assert marks([750.0, 2900.0], own=False) == [1000, 2000]
+    assert marks([124.6, 279.6], own=False) == [150, 200, 250]
     assert marks([2.0, 2.0], own=False) == [2.0]
     assert marks(list(range(1, 101)), own=True) == [1, 10, 100]
 

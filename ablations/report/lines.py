@@ -11,6 +11,8 @@ from ablations.report.svg import Scale, path, spread_apart, tag, text, tooltip
 
 HEIGHT, TOP, BOTTOM, LEFT = 400, 46, 400 - 56, 76
 MOST_MARKS = 12
+FINEST = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+"""So near each other that two of them lie in every factor of 2."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def marks(values: Sequence[float], *, own: bool) -> list[float]:
         return list(values)
     low, high = values[0], values[-1]
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps, least in (((1,), 3), ((1, 3), 3), ((1, 2, 5), 2), (range(1, 10), 2)):
+    for steps, least in (((1,), 3), ((1, 3), 3), ((1, 2, 5), 2), (FINEST, 2)):
         found = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
         if len(found) >= least:
             return found
