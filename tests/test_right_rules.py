@@ -11,7 +11,7 @@ from torch import Tensor
 import memkit
 from memkit.parts.optimizer import LR, MOMENTUM
 from memkit.rule import Gate, Gates, Optimizer, Rule, Slots
-from memkit.testing import LawBroken, check_rule
+from memkit.testing import Discarded, LawBroken, check_rule
 from memkit.testing.examples import read_line
 from memkit.testing.subjects import registered_subject
 from memkit.testing.trying import try_example
@@ -66,3 +66,10 @@ def test_what_float32_does_to_the_definition_itself_is_not_held_against_a_form(n
     subject = registered_subject("rule", name, {})
     verdict = try_example(subject, subject.law("rounding"), read_line(subject.problem, example))
     assert verdict.status == "passed", str(verdict)
+
+
+def test_a_stream_whose_reference_is_no_number_says_nothing() -> None:
+    subject = registered_subject("rule", "titans", {"mini_batch": 1})
+    problem = read_line(subject.problem, "gain=2, form='dual', seed=2")
+    with pytest.raises(Discarded, match="y reaches nan"):
+        subject.law("single precision").check(subject.component_for(problem), problem)

@@ -48,10 +48,11 @@ def single_precision(rule: Rule, problem: RuleProblem) -> None:
             for state, g in moved
         ]
         moved = [(state, g) for (_, state), g in runs]
-        largest = max(largest, float(y.abs().max()))
+        reached = float(y.abs().max())
+        if not reached <= LARGEST:  # so written that NaN is discarded too, which `max` would drop
+            raise Discarded(f"y reaches {reached:.3g}.")
+        largest = max(largest, reached)
         caused = max(float((other - y).abs().max()) for (other, _), _ in runs)
-        if not largest <= LARGEST:
-            raise Discarded(f"y reaches {largest:.3g}.")
         bound = max(LONG_STREAM * largest, ROUNDING * caused)
         within(f"float32 y after {start} tokens and more:", y_rough.double(), y, bound)
 
