@@ -103,6 +103,11 @@ def tensors(tree: Tree) -> list[Tensor]:
     return found
 
 
+def emptied(tree: Tree) -> Tree:
+    """The tree's structure, which keeps none of its numbers: what `with_tensors` fills again."""
+    return map_tensors(lambda x: x.new_zeros(0), tree)
+
+
 def with_tensors(tree: Tree, values: Iterable[Tensor]) -> Tree:
     """The tree with these tensors in place of its own, in the order of `tensors`."""
     rest = iter(values)

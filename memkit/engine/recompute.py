@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from memkit.engine.tape import graph_wanted
-from memkit.state import Tree, map_tensors, tensors, with_tensors
+from memkit.state import Tree, emptied, tensors, with_tensors
 
 
 def recomputed(run: Callable[[Tree], Tree], given: Tree, own: Sequence[Tensor] = ()) -> Tree:
@@ -27,7 +27,7 @@ def recomputed(run: Callable[[Tree], Tree], given: Tree, own: Sequence[Tensor] =
     if not graph_wanted((given, tuple(own))):
         return run(given)
     results: list[Tree] = []
-    call = _Call(run, map_tensors(_shape_of_nothing, given), results, len(own))
+    call = _Call(run, emptied(given), results, len(own))
     flat = _Recomputed.apply(call, *tensors(given), *own)
     return with_tensors(results[0], flat)
 
@@ -64,7 +64,7 @@ class _Recomputed(torch.autograd.Function):
         """Run without a graph."""
         found = call.run(with_tensors(call.like, given))
         flat = tensors(found)
-        call.results.append(map_tensors(_shape_of_nothing, found))
+        call.results.append(emptied(found))
         ctx.call = call
         ctx.autocast = _autocast_now(given[0].device.type)
         ctx.save_for_backward(*given)
@@ -98,8 +98,3 @@ def _autocast_now(kind: str) -> Callable[[], AbstractContextManager[object]]:
         return nullcontext
     dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
     return lambda: torch.autocast(kind, dtype, enabled)
-
-
-def _shape_of_nothing(x: Tensor) -> Tensor:
-    """What stands for a tensor in a tree that keeps none."""
-    return x.new_zeros(0)

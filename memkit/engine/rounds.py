@@ -24,7 +24,7 @@ from memkit.engine.memory_state import Rows, Weights
 from memkit.engine.one_round import Given, Round, RoundResult, pull
 from memkit.engine.tape import Tape, graph_wanted, outside_autocast, squared_surprise
 from memkit.rule import Rule, Tokens
-from memkit.state import map_tensors, tensors, with_tensors
+from memkit.state import emptied, map_tensors, tensors, with_tensors
 
 PATIENCE = 2
 """Rounds in a row that may come no closer before a block is given up."""
@@ -150,7 +150,7 @@ class _Once(NamedTuple):
         numbers = (*found.inputs.values(), *found.errors.values())
         names = (tuple(found.inputs), tuple(found.errors), tuple(old))
         given = tensors(self.like)
-        once = self._replace(like=map_tensors(lambda x: x.new_zeros(0), self.like))
+        once = self._replace(like=emptied(self.like))
         joined = _AtRound.apply(once, settled, names, numbers, *old.values(), *given)
         n = len(found.inputs)
         inputs, errors = dict(zip(names[0], joined[:n], strict=True)), dict(zip(names[1], joined[n:], strict=True))

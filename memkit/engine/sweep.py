@@ -23,7 +23,7 @@ from memkit.engine.sweep_forward import Found, Given, Kept, Run, forward, plain
 from memkit.engine.tape import graph_wanted, outside_autocast
 from memkit.layout import Block
 from memkit.rule import Rule, Tokens, at_weights, identity
-from memkit.state import map_tensors, tensors, with_tensors
+from memkit.state import emptied, map_tensors, tensors, with_tensors
 
 
 def is_plain(rule: Rule) -> bool:
@@ -71,7 +71,7 @@ def _swept(run: Run, given: Given) -> Found:
     if not graph_wanted(given):
         return forward(run, map_tensors(Tensor.detach, given), None)
     results: list[Found] = []
-    flat = _Sweep.apply(run, map_tensors(_nothing, given), results, *tensors(given))
+    flat = _Sweep.apply(run, emptied(given), results, *tensors(given))
     return with_tensors(results[0], flat)
 
 
@@ -84,7 +84,7 @@ class _Sweep(torch.autograd.Function):
         kept: list[Kept] = []
         found = forward(run, with_tensors(like, [x.detach() for x in given]), kept)
         ctx.run, ctx.like = run, like
-        ctx.like_kept, ctx.like_found = map_tensors(_nothing, (tuple(kept), found))
+        ctx.like_kept, ctx.like_found = emptied((tuple(kept), found))
         ctx.save_for_backward(*given, *tensors(tuple(kept)))
         results.append(ctx.like_found)
         if not _writes(with_tensors(like, given)):
@@ -117,8 +117,3 @@ def _back_through(run: Run, given: Given, arriving: tuple[Tensor, ...]) -> list[
     results, slopes = zip(*pairs, strict=True)
     found = iter(torch.autograd.grad(results, wanted, slopes, create_graph=True, allow_unused=True))
     return [next(found) if x.requires_grad else None for x in tensors(given)]
-
-
-def _nothing(x: Tensor) -> Tensor:
-    """What stands for a tensor in a tree that keeps none."""
-    return x.new_zeros(0)
