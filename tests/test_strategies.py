@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 from hypothesis import given
 
 import memkit
@@ -11,6 +14,7 @@ from memkit.testing import (
     Law,
     LawBroken,
     MixerProblem,
+    ModelProblem,
     RuleProblem,
     check_rule,
     mixer_problems,
@@ -22,6 +26,7 @@ from memkit.testing.profiles import Profile
 from memkit.testing.report import Verdict
 from memkit.testing.subjects import registered_subject, small_options
 from memkit.testing.targets import Target, joined, units
+from memkit.testing.trying import try_example
 
 RULE = memkit.build("rule", "titans", depth=1, mini_batch=3)
 
@@ -66,6 +71,28 @@ def test_components_are_brought_down_to_the_size_of_the_problems() -> None:
     assert small_options("mixer", "mag", {})["rule"] == {"name": "titans", "mini_batch": 4, "expansion": 2, "depth": 1}
     assert small_options("mixer", "mag", {"rule": {"depth": 2}})["rule"]["depth"] == 2
     assert registered_subject("architecture", "mal", {"depth": 1}).specimen.vocab_size == 7
+
+
+@pytest.mark.parametrize("name", ["lmm", "mac", "tnt"])
+def test_an_enlarged_model_writes_and_reads_what_equality_is_about(name: str) -> None:
+    subject = registered_subject("architecture", name, {})
+    problems = [ModelProblem(tokens=7, gain=3, write=write, seed=seed) for seed in range(4) for write in (True, False)]
+    verdicts = [try_example(subject, subject.law("split anywhere"), problem) for problem in problems]
+    assert [verdict.detail for verdict in verdicts if verdict.status != "passed"] == []
+
+
+def test_an_enlarged_component_has_no_matrix_of_zeros_and_keeps_its_step_sizes() -> None:
+    problem = MixerProblem(gain=3)
+    mixer = problem.build(lambda: memkit.build("mixer", "neural_memory", dim=8, heads=2, rule=RULE))
+    larger = problem.enlarged(mixer).state_dict()
+    for name, parameter in mixer.state_dict().items():
+        if parameter.dim() < 2:
+            assert 0 < float((larger[name] - parameter).abs().max()) < 2, name
+        elif parameter.any():
+            assert torch.equal(larger[name], 3 * parameter), name
+        else:
+            assert 1 < float(larger[name].abs().max()) < 10, name
+    assert torch.equal(replace(problem, gain=1).enlarged(mixer).initial["w1"], mixer.initial["w1"])
 
 
 def test_a_laws_examples_are_spread_over_components_and_divided() -> None:

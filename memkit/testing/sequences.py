@@ -19,6 +19,8 @@ UNREAD = (float("nan"), float("inf"), -float("inf"), 1e30)
 UNREAD_IDS = (-1, 10**9)
 LONG = 300
 """Tokens of an adversarial stream."""
+MOVED = 0.3
+"""How far, about, the vectors of an enlarged component are from where they begin."""
 
 
 class Sequence(Protocol):
@@ -54,7 +56,7 @@ class SequenceProblem(Written):
     """A small situation for a sequence component: sizes, what came before, and a seed.
 
     The defaults are the smallest one. prefix: tokens already read; ragged: rows have read different numbers of
-    them. cuts: two places in 0..tokens. gain: by how much `enlarged` multiplies the weights.
+    them. cuts: two places in 0..tokens. gain: by how much `enlarged` multiplies matrices.
     write: whether the component learns.
     """
 
@@ -78,11 +80,22 @@ class SequenceProblem(Written):
             return factory().double()
 
     def enlarged(self, component: Any) -> Any:
-        """A copy whose weights are `gain` times as large: what is small at initialisation is not hidden."""
-        larger = copy.deepcopy(component)
-        with torch.no_grad():
-            for parameter in larger.parameters():
-                parameter.mul_(self.gain)
+        """A copy whose matrices are `gain` times as large, if that is not 1: what is small or 0 at first is not hidden.
+
+        What is 0, as a memory of one matrix is before it learns, becomes as large as other matrices are; vectors move
+        a little. They are biases, gains and logarithms, of which a multiple can mean nothing: three times a step
+        size's is its cube, with which a memory writes next to nothing and reads the noise of that, normalised.
+        """
+        larger, generator = copy.deepcopy(component), self.generator(9)
+        for parameter in larger.parameters() if self.gain != 1 else ():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            with torch.no_grad():
+                if parameter.dim() < 2:
+                    parameter.add_(MOVED * noise)
+                elif not parameter.any():
+                    parameter.copy_(self.gain * noise / parameter.shape[-2] ** 0.5)
+                else:
+                    parameter.mul_(self.gain)
         return larger
 
     def inputs(self, component: Any, length: int | None = None, stream: int = 1) -> Tensor:

@@ -138,7 +138,7 @@ def small_options(kind: str, name: str, options: Mapping[str, Any]) -> dict[str,
         small["rule"] = matrix
     if "mixer" in takes:
         small["mixer"] = {"name": "neural_memory", "rule": matrix}
-    if "pattern" in takes:  # in this order: gradients through a large state space model behind a memory explode
+    if "pattern" in takes:
         small["pattern"] = ["mamba2", {"name": "neural_memory", "rule": matrix}]
     found = {**small, **options}
     if isinstance(found.get("rule"), Mapping) and "name" not in found["rule"]:
