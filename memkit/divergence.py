@@ -76,6 +76,10 @@ class GenerationDivergedError(DivergedError):
         )
         self.ids, self.where, self.state = ids, where, None if where is None else where.state
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What copies are made of, and what another process is sent: `args` are a message, and not what it is from."""
+        return type(self), (self.ids, self.where), self.__dict__
+
 
 def all_finite(tree: Tree) -> Tensor:
     """Whether every floating-point number of a tree is finite, as a scalar on its device: nothing waits for it."""
