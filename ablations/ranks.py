@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
 
 Parallel = Literal["ddp", "fsdp", "sequence"]
+NUMBERS, ADDRESS = ("LOCAL_RANK", "RANK", "WORLD_SIZE"), ("MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets in the environment of each process."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ def _blocks(model: nn.Module) -> list[Block]:
 def join(parallel: Parallel | None, config: TrainConfig) -> Iterator[Ranks]:
     """Meet the other ranks that torchrun started, if it did; parallel None means "ddp" then.
 
-    Raises `ValueError` where there are none to share with, and where batch or device cannot be shared.
+    Raises `ValueError` where there are none to share with, where the environment says only in part who they are, and
+    where batch or device cannot be shared.
     """
     if "LOCAL_RANK" not in os.environ:
         if parallel is not None:
@@ -150,7 +153,7 @@ def join(parallel: Parallel | None, config: TrainConfig) -> Iterator[Ranks]:
             )
         yield ALONE
         return
-    size, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    size, local = _place()
     parallel = parallel or "ddp"
     _check_shares(parallel, size, local, config)
     device = find_device(config.device)
@@ -161,6 +164,21 @@ def join(parallel: Parallel | None, config: TrainConfig) -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), size, parallel)
     finally:
         dist.destroy_process_group()
+
+
+def _place() -> tuple[int, int]:
+    """How many ranks there are, and which of this machine's this one is; `ValueError` where that is not said."""
+    wrong = [name for name in NUMBERS if not os.environ.get(name, "").isdecimal()]
+    wrong += [name for name in ADDRESS if not os.environ.get(name)]
+    if wrong:
+        said = ", ".join(
+            f"{name} is {os.environ[name]!r}" if name in os.environ else f"{name} is not" for name in wrong
+        )
+        raise ValueError(
+            f"LOCAL_RANK is set, as in a process that torchrun starts, but {said}. Start ranks with torchrun, which "
+            "sets all that they need to meet, or unset LOCAL_RANK to train in one process."
+        )
+    return int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
 
 
 def _check_shares(parallel: Parallel, size: int, local: int, config: TrainConfig) -> None:

@@ -208,6 +208,31 @@ def test_a_process_alone_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
+STARTED = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        (
+            {"LOCAL_RANK": "0"},
+            "but RANK is not, WORLD_SIZE is not, MASTER_ADDR is not, MASTER_PORT is not. Start ranks with torchrun",
+        ),
+        (STARTED | {"WORLD_SIZE": "two"}, "but WORLD_SIZE is 'two'. Start ranks with torchrun"),
+        (STARTED | {"LOCAL_RANK": ""}, "but LOCAL_RANK is ''. .* or unset LOCAL_RANK to train in one process."),
+    ],
+)
+def test_an_environment_that_torchrun_did_not_set(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in STARTED:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message), join(None, TrainConfig()):
+        pass
+
+
 @pytest.mark.parametrize(
     ("batch", "size", "message"),
     [
@@ -216,7 +241,7 @@ def test_a_process_alone_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_batch_that_ranks_cannot_share(batch: int, size: int, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", str(size))
+    for name, value in (STARTED | {"WORLD_SIZE": str(size)}).items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message), join("ddp", TrainConfig(batch=batch)):
         pass
