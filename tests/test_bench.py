@@ -196,7 +196,12 @@ def test_decoding_is_timed_against_a_cache_written_in_place(monkeypatch: pytest.
     assert [row[0] for row in found.rows] == ["4", "8", "16", "faster from", "state, KiB"]
     assert found.rows[-1][1] == "4"  # 2 layers of keys and values of 16 numbers, 16 tokens
     assert len(found.data["us"]) == 3 + 4 * 2
-    assert set(found.plots[0].lines) == set(found.columns[1:])
+    plot = found.plots[0]
+    assert {name: [x for x, _ in points] for name, points in plot.lines.items()} == {
+        "transformer": [4, 8, 16],
+        **dict.fromkeys(found.columns[2:], [4, 9]),
+    }
+    assert {name: points[0][0] for name, points in plot.beyond.items()} == dict.fromkeys(found.columns[2:], 16)
 
 
 @torch.no_grad()

@@ -99,6 +99,21 @@ def test_lines_are_drawn_on_logarithmic_axes() -> None:
     assert placed.count("<circle") == 1
 
 
+def test_a_line_has_no_mark_where_nothing_was_measured() -> None:
+    svg = "{http://www.w3.org/2000/svg}"
+    lines, flat = {"grows": [[256, 1.0], [4096, 4.0]], "flat": [[256, 2.0], [1024, 2.0]]}, {"flat": [[4096, 2.0]]}
+    picture = ElementTree.fromstring(draw(Lines("Time", "tokens", "us", lines, flat)))
+    grows, steady = (series for series in picture.iter(f"{svg}g") if series.attrib["class"] == "series")
+    assert [len(list(series.iter(f"{svg}circle"))) for series in (grows, steady)] == [2, 2]
+    curves = [one for one in steady.iter(f"{svg}path") if one.attrib["class"].startswith("curve")]
+    assert [("stroke-opacity" in one.attrib) for one in curves] == [False, True]
+    ends = [one.attrib["d"].rsplit("L", 1)[-1].split(",") for one in curves]
+    last = [one.attrib["cx"] for one in grows.iter(f"{svg}circle")][-1]
+    assert ends[1][0] == last and ends[0][1] == ends[1][1], "as far as the others, and as high as it was"
+    assert curves[1].attrib["d"].startswith(f"M{','.join(ends[0])}L")
+    assert draw(Lines("Time", "tokens", "us", {"gone": [[1, NAN]]}, {"gone": [[2, 1.0]]})).count("<path") == 0
+
+
 def test_what_is_flat_looks_flat_and_marks_are_written_out() -> None:
     def picture(values: list[float]) -> ElementTree.Element:
         return ElementTree.fromstring(
@@ -127,7 +142,7 @@ def test_marks_of_an_axis_are_few_and_round() -> None:
 
 
 def example() -> Benchmark:
-    plot = Lines("Time", "tokens", "us", {"mine": [[256, 1.0], [512, 2.5]]})
+    plot = Lines("Time", "tokens", "us", {"mine": [[256, 1.0], [512, 2.5]]}, {"mine": [[1024, 2.5]]})
     return Benchmark(
         "Thing <1>",
         ("what", "us"),

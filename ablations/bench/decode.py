@@ -90,8 +90,8 @@ def decode(tell: Tell) -> Benchmark:
         f"{torch.get_num_threads()} thread(s), medians of {ROUNDS} rounds of {TOKENS} tokens in which all take turns. "
         "The transformer reads a cache of the context's length, filled with random numbers, that is written in place. "
         f"The others have read {' and '.join(f'{n:,}' for n in REACHED)} tokens; their states are of one size, so "
-        "the last point of their lines is the one before again. Faster from: the context from which on a model "
-        "decodes faster than the transformer, interpolated, over the rounds."
+        "their lines go on as they are, faint and without a mark where nothing was measured. Faster from: the context "
+        "from which on a model decodes faster than the transformer, interpolated, over the rounds."
     )
     data = {
         "parameters": system(YARDSTICK, hidden[YARDSTICK]).num_parameters(),
@@ -152,10 +152,9 @@ def _row(context: int, us: dict[str, float], names: list[str]) -> tuple[str, ...
 
 def _plot(us: dict[str, float], names: list[str]) -> Lines:
     lines = {YARDSTICK: [[n, us[call(YARDSTICK, n)]] for n in CONTEXTS]}
-    for name in names:  # a line over all contexts, because the state is of one size
-        own = [[n, us[call(name, n)]] for n in REACHED]
-        lines[name] = [*own, [CONTEXTS[-1], own[-1][1]]]
-    return Lines("Decoding", "tokens of context", "microseconds a token", lines)
+    lines |= {name: [[n, us[call(name, n)]] for n in REACHED] for name in names}
+    beyond = {name: [[CONTEXTS[-1], lines[name][-1][1]]] for name in names}  # because the state is of one size
+    return Lines("Decoding", "tokens of context", "microseconds a token", lines, beyond)
 
 
 def _cache_kib(context: int) -> float:

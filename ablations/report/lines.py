@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ablations.report.figures import DASHES, HUES, WIDTH, frame
 from ablations.report.svg import Scale, path, spread_apart, tag, text, tooltip
 
 HEIGHT, TOP, BOTTOM, LEFT = 400, 46, 400 - 56, 76
-MOST_MARKS = 12
+MOST_MARKS, FAINT = 12, 0.4
 FINEST = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
 """So near each other that two of them lie in every factor of 2."""
 
@@ -19,13 +19,15 @@ FINEST = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
 class Lines:
     """Lines over common axes, both logarithmic.
 
-    x, y: what the axes are, with their units. lines: name -> points (x, y) in the order of x.
+    x, y: what the axes are, with their units. lines: name -> points (x, y) in the order of x. beyond: name -> points
+    that its line goes on to though nothing was measured there; it is faint on the way, and has no marks.
     """
 
     title: str
     x: str
     y: str
     lines: dict[str, list[list[float]]]
+    beyond: dict[str, list[list[float]]] = field(default_factory=dict)
 
 
 def draw(plot: Lines) -> str:
@@ -33,11 +35,12 @@ def draw(plot: Lines) -> str:
 
     So are points that have no place on the axes: memory that did not grow, a time that was not finite.
     """
-    kept = {name: [point for point in points if _placed(point)] for name, points in plot.lines.items()}
-    lines = {name: points for name, points in kept.items() if points}
+    lines = _kept(plot.lines)
     if not lines:
         return frame(90, plot.title, text("Nothing was measured.", 24, 50, "muted"))
-    every = [point for points in lines.values() for point in points]
+    beyond = {name: points for name, points in _kept(plot.beyond).items() if name in lines}
+    whole = {name: points + beyond.get(name, []) for name, points in lines.items()}
+    every = [point for points in whole.values() for point in points]
     right = WIDTH - 36 - 7.4 * max(map(len, lines))
     x = _scale([point[0] for point in every], LEFT, right)
     y = _scale([point[1] for point in every], BOTTOM, TOP)
@@ -49,10 +52,17 @@ def draw(plot: Lines) -> str:
         parts.append(text(f"{at:,.0f}", x(math.log(at)), BOTTOM + 20, "muted small middle"))
     parts.append(tag("line", x1=LEFT, x2=right, y1=BOTTOM, y2=BOTTOM, class_="axis"))
     parts.append(text(plot.x, right, BOTTOM + 42, "muted small end"))
-    ends = [y(math.log(points[-1][1])) for points in lines.values()]
+    ends = [y(math.log(points[-1][1])) for points in whole.values()]
     for i, (name, label) in enumerate(zip(lines, spread_apart(ends, 18, TOP, BOTTOM), strict=True)):
-        parts.append(_line(i, name, [(x(math.log(a)), y(math.log(b))) for a, b in lines[name]], right, label))
+        places = [(x(math.log(a)), y(math.log(b))) for a, b in whole[name]]
+        parts.append(_line(i, name, places, len(lines[name]), right, label))
     return frame(HEIGHT, plot.title, *parts)
+
+
+def _kept(lines: dict[str, list[list[float]]]) -> dict[str, list[list[float]]]:
+    """The points that have a place, of lines that have any."""
+    kept = {name: [point for point in points if _placed(point)] for name, points in lines.items()}
+    return {name: points for name, points in kept.items() if points}
 
 
 def _placed(point: list[float]) -> bool:
@@ -66,16 +76,19 @@ def _scale(values: Sequence[float], start: float, stop: float) -> Scale:
     return Scale(low - margin, high + margin, start, stop)
 
 
-def _line(i: int, name: str, points: list[tuple[float, float]], right: float, label: float) -> str:
+def _line(i: int, name: str, points: list[tuple[float, float]], measured: int, right: float, label: float) -> str:
     hue, dash = i % HUES, DASHES[i // HUES % len(DASHES)]
+    curves = [path(points[:measured], f"curve s{hue}", stroke_dasharray=dash)]
+    if len(points) > measured:
+        curves.append(path(points[measured - 1 :], f"curve s{hue}", stroke_dasharray=dash, stroke_opacity=FAINT))
     end_x, end_y = points[-1]
     elbow = [(end_x + 4, end_y), (right + 6, end_y), (right + 18, label)]
     return tag(
         "g",
         tooltip(name),
         path(points, "touch"),
-        path(points, f"curve s{hue}", stroke_dasharray=dash),
-        *(tag("circle", cx=a, cy=b, r=3.5, class_=f"f{hue}") for a, b in points),
+        *curves,
+        *(tag("circle", cx=a, cy=b, r=3.5, class_=f"f{hue}") for a, b in points[:measured]),
         path(elbow, f"leader s{hue}"),
         text(name, right + 22, label + 4.5, f"strong f{hue}"),
         class_="series",
