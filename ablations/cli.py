@@ -260,7 +260,8 @@ def bench(
 ) -> None:
     """Time things against each other on this machine, and keep the figures as JSON, Markdown and a page with plots.
 
-    The page, `bench.html`, shows every benchmark that the folder holds.
+    The page, `bench.html`, shows every benchmark that the folder holds. Where one of `all` fails the others run all the
+    same, and the exit code is 1.
 
     Examples:
 
@@ -268,7 +269,8 @@ def bench(
     - `memkit bench rounds --threads 1 --out runs/bench`
     - `memkit bench page --out runs/bench`
     """
-    run_asked(name, folder or Path("runs") / "bench", threads, _out(), _err())
+    kept = run_asked(name, folder or Path("runs") / "bench", threads, _out(), _err())
+    raise typer.Exit(0 if kept else 1)
 
 
 def _with(options: dict[str, Any], given_by: str, **own: Any) -> dict[str, Any]:

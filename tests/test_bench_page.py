@@ -195,6 +195,28 @@ def test_all_runs_every_benchmark_and_leaves_out_what_cannot_run(
     assert (tmp_path / "bench.html").exists()
 
 
+def test_one_that_fails_among_all_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> Benchmark:
+        raise RuntimeError("a process was killed.")
+
+    made = {"one": lambda _: example(), "broken": fail, "other": lambda _: example()}
+    monkeypatch.setattr("ablations.bench.display.names", lambda kind: list(made))
+    monkeypatch.setattr(base, "factory", lambda kind, name: made[name])
+    assert main(["bench", "all", "--out", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert "RuntimeError: a process was killed." in told and "broken failed" in told and "Page:" in told
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["one.json", "other.json"]
+    assert (tmp_path / "bench.html").read_text().count("Thing &lt;1&gt;</h2>") == 2
+    with pytest.raises(RuntimeError, match="a process was killed"):
+        main(["bench", "broken", "--out", str(tmp_path)])
+    (tmp_path / "empty").mkdir()
+    del made["one"], made["other"]
+    assert main(["bench", "all", "--out", str(tmp_path / "empty")]) != 0
+    assert "broken failed" in capsys.readouterr().err
+
+
 def test_no_page_of_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "page", "--out", str(tmp_path)]) == 2
     assert "holds no benchmark" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,24 +21,40 @@ ALL, PAGE = "all", "page"
 COLOURS = {"reached": "green", "not reached": "red", "not resolved": "yellow"}
 
 
-def run_asked(name: str, folder: Path, threads: int | None, out: Console, err: Console) -> None:
+def run_asked(name: str, folder: Path, threads: int | None, out: Console, err: Console) -> bool:
     """Run a benchmark, `all` of them, or none for the `page` alone, and write the page of the folder.
 
-    `ValueError` for an unknown name, and for a page of nothing. Of `all`, what this machine cannot run says so.
+    `ValueError` for an unknown name, and for a page of nothing. Of `all`, what this machine cannot run says so, and
+    what failed is told with its traceback; the others run all the same. Returns whether none failed.
     """
     known = names("benchmark")
     if name not in (*known, ALL, PAGE):
         raise ValueError(f"unknown benchmark {name!r}. {nearest(name, (*known, ALL, PAGE))}")
     if threads is not None:
         torch.set_num_threads(threads)
-    for one in known if name == ALL else [] if name == PAGE else [name]:
-        try:
-            run_shown(one, folder, command_line(one, threads), out, err)
-        except ValueError as error:
-            if name != ALL:
-                raise
-            _tell(err, f"{one} was left out: {error}")
+    failed = []
+    if name == ALL:
+        failed = [one for one in known if not _run_among_others(one, folder, threads, out, err)]
+    elif name != PAGE:
+        run_shown(name, folder, command_line(name, threads), out, err)
+    for one in failed:
+        _tell(
+            err, f"{one} failed, as told above; what it measures is not new on the page. Again: `memkit bench {one}`."
+        )
     _tell(err, f"Page: {write_page(folder)}")
+    return not failed
+
+
+def _run_among_others(name: str, folder: Path, threads: int | None, out: Console, err: Console) -> bool:
+    """Whether a benchmark did not fail: one that this machine cannot run is left out."""
+    try:
+        run_shown(name, folder, command_line(name, threads), out, err)
+    except ValueError as error:
+        _tell(err, f"{name} was left out: {error}")
+    except Exception:  # whatever it is, it must not take the other benchmarks' figures with it
+        _tell(err, traceback.format_exc())
+        return False
+    return True
 
 
 def run_shown(name: str, folder: Path, command: str, out: Console, err: Console) -> None:
