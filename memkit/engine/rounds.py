@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from memkit.engine.coefficients import Effect
 from memkit.engine.memory_state import Rows, Weights
 from memkit.engine.one_round import Given, Round, RoundResult, pull
-from memkit.engine.tape import Tape, graph_wanted, outside_autocast, squared_surprise
+from memkit.engine.tape import Tape, batched, graph_wanted, outside_autocast, squared_surprise
 from memkit.rule import Rule, Tokens
 from memkit.state import emptied, map_tensors, tensors, with_tensors
 
@@ -197,6 +197,8 @@ def _adjoint(once: _Once, back: Callable[[list[Tensor]], list[Tensor]], total: l
         found = [g + x for g, x in zip(arriving, back(total), strict=True)]
         for i, x in zip(where, found, strict=True):
             total[i] = x
+        if batched(found):  # all rounds, as nobody can look whether fewer do
+            continue
         moved = _moved(found, before, _scales(found))
         _, left = _look(moved, change, rounds=1)
         if left <= once.tolerance:

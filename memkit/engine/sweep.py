@@ -20,7 +20,7 @@ from memkit.engine.dual import lowered, runs
 from memkit.engine.memory_state import Rows, cut
 from memkit.engine.sweep_back import backward
 from memkit.engine.sweep_forward import Found, Given, Kept, Run, forward, plain
-from memkit.engine.tape import graph_wanted, outside_autocast
+from memkit.engine.tape import batched, graph_wanted, outside_autocast
 from memkit.layout import Block
 from memkit.rule import Rule, Tokens, at_weights, identity
 from memkit.state import emptied, map_tensors, tensors, with_tensors
@@ -94,10 +94,10 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     @outside_autocast
     def backward(ctx: Any, *arriving: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Sweep back; or, to be differentiated again, go back through the blocks as autograd has them."""
+        """Sweep back; or, to be differentiated again or under vmap, through the blocks as autograd has them."""
         saved, count = ctx.saved_tensors, len(tensors(ctx.like))  # checkpoints unpack it only once
         given = with_tensors(ctx.like, saved[:count])
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or batched(arriving):
             return None, None, None, *_back_through(ctx.run, given, arriving)
         kept, slope = with_tensors(ctx.like_kept, saved[count:]), with_tensors(ctx.like_found, arriving)
         return None, None, None, *tensors(backward(ctx.run, given, kept, slope))
@@ -109,11 +109,13 @@ def _writes(given: Given) -> bool:
 
 
 def _back_through(run: Run, given: Given, arriving: tuple[Tensor, ...]) -> list[Tensor | None]:
-    """The slopes of all that is given, with a graph."""
-    # Views, because what is given may depend on each other outside of here, as a carry on the constants of all runs.
-    given = map_tensors(lambda x: x.view_as(x), given)
-    wanted = [x for x in tensors(given) if x.requires_grad]
-    pairs = [(x, slope) for x, slope in zip(tensors(plain(run, given)), arriving, strict=True) if x.requires_grad]
-    results, slopes = zip(*pairs, strict=True)
-    found = iter(torch.autograd.grad(results, wanted, slopes, create_graph=True, allow_unused=True))
+    """The slopes of all that is given, with a graph if that is wanted."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, because what is given may depend on each other out there, as a carry on the constants of all runs.
+        given = map_tensors(lambda x: x.view_as(x), given)
+        wanted = [x for x in tensors(given) if x.requires_grad]
+        pairs = [(x, slope) for x, slope in zip(tensors(plain(run, given)), arriving, strict=True) if x.requires_grad]
+        results, slopes = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(results, wanted, slopes, create_graph=again, allow_unused=True))
     return [next(found) if x.requires_grad else None for x in tensors(given)]

@@ -7,7 +7,7 @@ objective and any depth, and its squared norm is |a_s|^2 |r_s|^2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, NamedTuple
@@ -154,6 +154,22 @@ def outside_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
             return backward(ctx, *arriving)
 
     return called
+
+
+def batched(arriving: Iterable[Tensor]) -> bool:
+    """Whether vmap hands a backward pass many functionals as one, as for `is_grads_batched` of `torch.autograd.grad`.
+
+    What stands for a batch has no storage, takes no sums in place of what is none, and cannot be looked at.
+    """
+    return not torch.compiler.is_compiling() and not all(map(_has_storage, arriving))
+
+
+def _has_storage(x: Tensor) -> bool:
+    try:
+        x.untyped_storage()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def graph_wanted(tree: Tree) -> bool:
