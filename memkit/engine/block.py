@@ -15,6 +15,7 @@ from torch import Tensor
 from memkit.engine import coefficients
 from memkit.engine.channels import AnyEffect, ChannelEffect
 from memkit.engine.memory_state import Rows, Weights
+from memkit.rule import Rule
 
 
 def stacked(rows: Rows, *, turn: bool = False) -> Weights:
@@ -80,6 +81,11 @@ def weighted(carry: Tensor, found: Tensor) -> Tensor:
 def before(effect: AnyEffect) -> AnyEffect:
     """Effects on the weights before each token's write instead of after it."""
     return effect._replace(before=True) if isinstance(effect, ChannelEffect) else coefficients.before(effect)
+
+
+def for_queries(rule: Rule, effect: AnyEffect) -> AnyEffect:
+    """Effects on the weights that queries see: after each token's write, or before it."""
+    return effect if rule.read == "after" else before(effect)
 
 
 def written(last_write: Tensor, a: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from memkit.alignment import pick
 from memkit.engine import channels, coefficients
-from memkit.engine.block import before, fold, parts, read, stacked, unstacked
-from memkit.engine.channels import AnyCoefficients
+from memkit.engine.block import fold, for_queries, parts, read, stacked, unstacked
+from memkit.engine.channels import AnyCoefficients, AnyEffect
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.memory_state import Rows, Weights, Window, as_window, cut, gate_at, join
 from memkit.engine.scan import Watch
@@ -65,7 +65,7 @@ def dual(
             own = own._replace(weight=lowered(own.weight, products), last_write=lowered(own.last_write, products))
         past, carry = lowered(carry, products), after(carry, own, tape)
         if rule.effective is identity:
-            y = rule.memory.forward(reader(rule, past, own, tape), here.q, constants)
+            y = rule.memory.forward(reader(for_queries(rule, own.weight), past, tape), here.q, constants)
         else:
             y = _read_in_use(rule, block, here.q, anchor, carry, rows)
         outputs.append(y)
@@ -124,10 +124,9 @@ def begin(rule: Rule, block: Block, carry: Weights, anchor: Weights, rows: Rows,
     return fresh
 
 
-def reader(rule: Rule, carry: Weights, own: AnyCoefficients, tape: Tape) -> Linear:
-    """What `linear` means when a query is read: x times the weight after (or before) each token's write."""
-    seen = own.weight if rule.read == "after" else before(own.weight)
-    return lambda name, x: read(seen, x, carry[name], tape.inputs[name], tape.errors[name])
+def reader(effect: AnyEffect, carry: Weights, tape: Tape) -> Linear:
+    """What `linear` means when a query is read: x times the weight that the query sees."""
+    return lambda name, x: read(effect, x, carry[name], tape.inputs[name], tape.errors[name])
 
 
 def after(carry: Weights, own: AnyCoefficients, tape: Tape) -> Weights:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine import coefficients
-from memkit.engine.block import fold, stacked, unstacked, written
+from memkit.engine.block import fold, for_queries, stacked, unstacked, written
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.dual import after, begin, observe_block, of_blocks, reader
 from memkit.engine.memory_state import Rows, Weights, cut
@@ -79,7 +79,7 @@ def iterate(
                 continue
             anchor = _last_points(seen, carry, tape, there, anchor) if rows.anchor else {}
         observe_block(watch, tape, size)
-        outputs.append(rule.memory.forward(reader(rule, carry, own, tape), here.q, rows.constants))
+        outputs.append(rule.memory.forward(reader(for_queries(rule, own.weight), carry, tape), here.q, rows.constants))
         carry, spare = _after(carry, spare, own, tape), carry if spare else {}
     weights, slots = unstacked(carry, rows)
     anchor = {name: anchor[name] for name in rows.anchor}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine import channels, coefficients
-from memkit.engine.block import before, heard, kept, met, read, stacked, unstacked, written
+from memkit.engine.block import before, for_queries, heard, kept, met, read, stacked, unstacked, written
 from memkit.engine.channels import AnyCoefficients, AnyEffect
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.memory_state import Rows, cut
@@ -90,9 +90,8 @@ def _blocks(
         found.append(r if by_carry is None else torch.baddbmm(r, by_carry[j], carry))
         carry = torch.baddbmm(kept(keep, carry), write, found[-1])
     z, r = (torch.stack(x, 1).flatten(0, 1) for x in (past, found))
-    seen = own.weight if rule.read == "after" else before(own.weight)
-    q, seen, each = _asked(rule, here.q, seen)
-    y = rule.memory.forward(lambda name, x: read(seen, x, z, here.k, r), q, {})
+    q, effect, each = _asked(rule, here.q, for_queries(rule, own.weight))
+    y = rule.memory.forward(lambda name, x: read(effect, x, z, here.k, r), q, {})
     if each > 1:
         y = y.repeat_interleave(each, 1)
     if watch is not None:

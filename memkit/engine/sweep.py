@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine import coefficients
-from memkit.engine.block import before, stacked, unstacked
+from memkit.engine.block import for_queries, stacked, unstacked
 from memkit.engine.dual import lowered, runs
 from memkit.engine.memory_state import Rows, cut
 from memkit.engine.sweep_back import backward
@@ -55,7 +55,7 @@ def sweep(
     sizes = [count * some.write.shape[2] for count, some in found]
     for (count, some), here in zip(found, cut(tokens, sizes), strict=True):
         own = coefficients.unroll(some)
-        weight = own.weight if rule.read == "after" else before(own.weight)
+        weight = for_queries(rule, own.weight)
         own = own._replace(weight=lowered(weight, products), last_write=lowered(own.last_write, products))
         here = map_tensors(lambda x, count=count: x.unflatten(1, (count, x.shape[1] // count)), here)
         run = Run(rule, tuple(block.begins for block in blocks[first : first + count]))

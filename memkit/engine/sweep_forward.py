@@ -9,11 +9,11 @@ from torch import Tensor
 
 from memkit.engine.adjoint import Asked, ask
 from memkit.engine.between import write_pass
-from memkit.engine.block import fold, read, turn_back
+from memkit.engine.block import fold, turn_back
 from memkit.engine.coefficients import Coefficients
-from memkit.engine.dual import after
+from memkit.engine.dual import after, lowered, reader
 from memkit.engine.memory_state import Weights
-from memkit.engine.tape import Tape, record
+from memkit.engine.tape import record
 from memkit.rule import Rule, Tokens
 from memkit.state import Tree, map_tensors, tensors, with_tensors
 
@@ -72,19 +72,18 @@ def forward(run: Run, given: Given, kept: list[Kept] | None) -> Found:
 
 
 def plain(run: Run, given: Given) -> Found:
-    """The same blocks as the dual form has them, with their graph."""
+    """The same blocks as the dual form has them, with their graph.
+
+    The form's own loop begins with gates and may observe, spread and read otherwise on the way; this one begins with
+    coefficients, because it is their slopes that the sweep hands on.
+    """
     rule, outputs, carry, anchor = run.rule, [], given.carry, given.anchor
-    with torch.enable_grad():
-        for begins, (here, own) in zip(run.begins, blocks((given.tokens, given.own)), strict=True):
-            anchor = _begun(rule, begins, carry, anchor, here)
-            weights, z = map_tensors(lambda x, like=here.k: x.to(like.dtype), (anchor, carry))
-            tape = record(rule, here.k, here.v, here.gates, weights, given.constants)
-
-            def linear(name: str, x: Tensor, own: Coefficients = own, z: Weights = z, tape: Tape = tape) -> Tensor:
-                return read(own.weight, x, z[name], tape.inputs[name], tape.errors[name])
-
-            outputs.append(rule.memory.forward(linear, here.q, given.constants))
-            carry = after(carry, own, tape)
+    for begins, (here, own) in zip(run.begins, blocks((given.tokens, given.own)), strict=True):
+        anchor = _begun(rule, begins, carry, anchor, here)
+        weights, past = lowered((anchor, carry), here.k.dtype)
+        tape = record(rule, here.k, here.v, here.gates, weights, given.constants)
+        outputs.append(rule.memory.forward(reader(own.weight, past, tape), here.q, given.constants))
+        carry = after(carry, own, tape)
     return Found(torch.stack(outputs, 1), carry, anchor)
 
 
@@ -109,7 +108,7 @@ def _block(
 ) -> tuple[Tensor, Weights, Kept]:
     """Tape, read and fold."""
     kept = Kept(carry, anchor, {}, {}, {}, {})
-    carry, anchor = map_tensors(lambda x: x.to(here.k.dtype), (carry, anchor))
+    carry, anchor = lowered((carry, anchor), here.k.dtype)
 
     def back(name: str, given: Tensor, error: Tensor) -> Tensor | None:
         return torch.bmm(error, anchor[name].mT) if given.requires_grad else None
