@@ -51,7 +51,7 @@ EXAMPLES: dict[type[Exception], Callable[[], Exception]] = {
 """Of those that are made of more than a message."""
 
 
-@pytest.mark.parametrize("kind", sorted(set(exceptions()), key=lambda kind: kind.__name__))
+@pytest.mark.parametrize("kind", [*dict.fromkeys(exceptions())])
 @pytest.mark.parametrize("copied", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
 def test_an_exception_is_the_same_after_a_copy(kind: type[Exception], copied: Callable[[Exception], Exception]) -> None:
     error = EXAMPLES.get(kind, lambda: kind("a message."))()
