@@ -23,6 +23,7 @@ class TrainConfig(Settings):
     eval_every: int = pydantic.Field(default=100, ge=1)  # steps from one row of the history to the next
     seed: int = pydantic.Field(default=0, ge=0)
     device: str = "cpu"  # "cpu", "cuda", "cuda:1", ...; "auto": a GPU if there is one
+    compile: bool = False  # the blocks of memories, as memkit.compile_blocks says
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"  # bfloat16: autocast over float32 weights
 
     @pydantic.field_validator("device")

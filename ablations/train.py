@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from ablations.optimisation import learning_rate, make_optimizer
 from ablations.ranks import ALONE, Ranks
 from ablations.settings import TrainConfig, find_device
 from ablations.tasks.base import IGNORE, Batch, Task
+from memkit import compile_blocks
 from memkit.divergence import DivergedError, find_divergence
 
 
@@ -85,7 +87,7 @@ def train(
     is not finite; the weights are those that showed it.
     """
     losses: list[float] = []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), compile_blocks() if config.compile else nullcontext():
         while training.step < config.steps:
             losses.append(_step(training, task, config, name))
             on_step(training.step, losses[-1])

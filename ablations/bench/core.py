@@ -6,10 +6,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 import memkit
 from ablations.bench.base import Benchmark, Tell, benchmark
@@ -89,8 +88,7 @@ def _report(seconds: dict[Variant, list[float]], yards: dict[str, list[float]]) 
         "products, the state is float32. The yardstick is "
         f"{yardstick_shapes()} and its transposes in the same dtype, best of {BEST_OF} in every round (giga-operations "
         f"a second, median: {peaks}). Median, least and largest of {REPEATS} rounds in which all take turns, the "
-        "second of two calls each. Compiled is one mini-batch, called again and again; torch compiles no training of "
-        "it by itself."
+        "second of two calls each. Compiled: under `memkit.compile_blocks()`."
     )
     columns = ("core", "percent of the yardstick", "times faster than float32")
     kept = {"variants": data, "yardstick": yards}
@@ -98,13 +96,9 @@ def _report(seconds: dict[Variant, list[float]], yards: dict[str, list[float]]) 
 
 
 def variants() -> list[Variant]:
-    """Both dtypes forward and in training, and forward compiled where there is a compiler.
-
-    torch does not compile gradients that are taken inside of tensors whose history lies outside, as that of a
-    mini-batch's state does in training.
-    """
-    compiled = [Variant("float32", False, True)] if shutil.which(os.environ.get("CXX", "g++")) else []
-    return [*compiled, *(Variant(dtype, training, False) for training in (False, True) for dtype in DTYPES)]
+    """Both dtypes, forward and in training, as written and, where there is a compiler, compiled."""
+    ways = (False, True) if shutil.which(os.environ.get("CXX", "g++")) else (False,)
+    return [Variant(dtype, training, way) for way in ways for training in (False, True) for dtype in DTYPES]
 
 
 def clock() -> float:
@@ -148,37 +142,17 @@ def call(variant: Variant) -> Callable[[], None]:
     state = memkit.init_state(rule, batch=BATCH, heads=HEADS, key_dim=WIDTH, value_dim=WIDTH, generator=g)
     leaves = [q, k, v, *gates.values(), *state.initial.values()]
 
-    def whole(q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor], state: memkit.MemoryState) -> Any:
-        return memkit.memorize(rule, q, k, v, gates, state, products=products)
-
     products = torch.bfloat16 if variant.dtype == "bfloat16" else None
-    run = _in_mini_batches(whole) if variant.compiled else whole
 
     def step() -> None:
         for x in leaves:
             x.requires_grad_(variant.training).grad = None
-        with torch.set_grad_enabled(variant.training):
-            y, _ = run(q, k, v, gates, state)
+        with torch.set_grad_enabled(variant.training), memkit.compile_blocks(variant.compiled):
+            y, _ = memkit.memorize(rule, q, k, v, gates, state, products=products)
             if variant.training:
                 y.float().square().mean().backward()
 
     return step
-
-
-def _in_mini_batches(whole: Callable[..., Any]) -> Callable[..., Any]:
-    """The same a mini-batch at a time, with that compiled."""
-    compiled = torch.compile(whole, fullgraph=True, dynamic=False)
-
-    def run(q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor], state: memkit.MemoryState) -> Any:
-        outputs = []
-        pieces = zip(*(x.split(MINI_BATCH, 1) for x in (q, k, v, *gates.values())), strict=True)
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
-            for q_, k_, v_, *rest in pieces:
-                y, state = compiled(q_, k_, v_, dict(zip(gates, rest, strict=True)), state)
-                outputs.append(y)
-        return torch.cat(outputs, 1), state
-
-    return run
 
 
 def _best(product: Callable[[], object]) -> float:

@@ -30,7 +30,7 @@ def ask(effect: Effect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> tuple
     scores = x.bmm(a.mT)
     found = x.bmm(carry.mT) if is_turned(carry, r.shape[-1]) else None
     y = recalled(effect, x, carry, r.shape[-1]) if found is None else weighted(effect.carry, found)
-    return y.baddbmm_(scores * effect.write, r), Asked(scores, found)
+    return plus_product(y, scores * effect.write, r), Asked(scores, found)
 
 
 class Slopes:
@@ -67,7 +67,7 @@ class Slopes:
 
 def add_product(sums: Weights, name: str, x: Tensor, y: Tensor) -> None:
     """Add x y to a sum, which may begin here."""
-    sums[name] = sums[name].baddbmm_(x, y) if name in sums else x.bmm(y)
+    sums[name] = plus_product(sums[name], x, y) if name in sums else x.bmm(y)
 
 
 def ask_back(name: str, x: Tensor, carry: Tensor, asked: Asked, slope: Tensor, to: Slopes) -> Tensor:
@@ -83,13 +83,13 @@ def ask_back(name: str, x: Tensor, carry: Tensor, asked: Asked, slope: Tensor, t
         by_part = slope.bmm(carry.mT)
         to.add("carry", (by_part.unflatten(-1, (n, x.shape[-1])) * x.unsqueeze(2)).sum(-1))
         back = weighted(effect.carry, by_part)
-        plus_product(to.of_carry[name], mixed(effect.carry, x).mT, slope)
+        add_product(to.of_carry, name, mixed(effect.carry, x).mT, slope)
     else:
         to.add("carry", (asked.found.unflatten(-1, (n, slope.shape[-1])) * slope.unsqueeze(2)).sum(-1))
         by_part = mixed(effect.carry, slope)
         back = by_part.bmm(carry)
-        plus_product(to.of_carry[name], by_part.mT, x)
-    return back.baddbmm_(hears, a)
+        add_product(to.of_carry, name, by_part.mT, x)
+    return plus_product(back, hears, a)
 
 
 def fold_back(name: str, carry: Tensor, slope: Tensor, to: Slopes) -> None:

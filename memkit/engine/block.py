@@ -62,7 +62,7 @@ def heard(effect: AnyEffect, x: Tensor, a: Tensor) -> Tensor:
 
 def read(effect: AnyEffect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> Tensor:
     """x_t times the matrix that token t sees: P (x Z) + ((x a^T) * C) r, `[N, T, out]`."""
-    return recalled(effect, x, carry, r.shape[-1]).baddbmm_(heard(effect, x, a), r)
+    return plus_product(recalled(effect, x, carry, r.shape[-1]), heard(effect, x, a), r)
 
 
 def recalled(effect: AnyEffect, x: Tensor, carry: Tensor, width: int) -> Tensor:
@@ -95,10 +95,14 @@ def written(last_write: Tensor, a: Tensor) -> Tensor:
 
 def kept(last_carry: Tensor, carry: Tensor) -> Tensor:
     """What is left of the carry, `[N, m * in, out]`; last_carry `[N, (K,) m, n]`."""
-    m, n = last_carry.shape[-2:]
+    n = last_carry.shape[-1]
     split = carry.unflatten(1, (n, carry.shape[1] // n))  # [N, n, in, out]; N may be 0, which leaves no size to infer
     if last_carry.dim() == 3:
-        return (last_carry @ split.flatten(2)).view(carry.shape[0], m * split.shape[2], carry.shape[2])
+        by_part = last_carry[..., None, None]  # [N, m, n, 1, 1]: a sum over n, as no product this narrow is fast
+        total = by_part[:, :, 0] * split[:, None, 0]
+        for i in range(1, n):
+            total.addcmul_(by_part[:, :, i], split[:, None, i])
+        return total.flatten(1, 2)
     by_key = last_carry @ split.transpose(1, 2)  # [N, K, m, out]
     return by_key.transpose(1, 2).flatten(1, 2)
 
@@ -111,7 +115,10 @@ def fold(last_carry: Tensor, last_write: Tensor, carry: Tensor, a: Tensor, r: Te
 
 
 def plus_product(total: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """total + x y, in place; a product may have a lower precision than the sum that it enters."""
+    """total + x y, in the place of the total, which is no longer needed.
+
+    A product may have a lower precision than the sum that it enters.
+    """
     return total.baddbmm_(x, y) if total.dtype == x.dtype else total.add_(x.bmm(y).to(total.dtype))
 
 

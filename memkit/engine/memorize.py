@@ -13,12 +13,13 @@ from torch import Tensor
 from memkit.checks import in_range, not_negative, positive
 from memkit.documents import pieces
 from memkit.engine import inputs, plan
+from memkit.engine.few_rows import at_once, in_parts
 from memkit.engine.memory_state import MemoryState, cut, from_rows, per_row, require_rule, to_rows
 from memkit.engine.recompute import in_groups
 from memkit.engine.rounds import Rounds
 from memkit.engine.run import How, run
 from memkit.engine.scan import Watch
-from memkit.engine.sweep import is_plain
+from memkit.engine.sweep import compiled, is_plain
 from memkit.engine.tape import without_autocast
 from memkit.masks import blank
 from memkit.rule import Gates, Rule, Tokens, identity
@@ -236,7 +237,19 @@ def _documents(
 def _piece(
     rule: Rule, how: How, tokens: Tokens, state: MemoryState, mask: Tensor | None, watch: Watch | None
 ) -> tuple[Tensor, MemoryState]:
-    """Tokens of one document a row."""
+    """Tokens of one document a row, few rows at a time where that is faster."""
+
+    def part(given: Tree, state: MemoryState) -> tuple[Tensor, MemoryState]:
+        return _at_once(rule, how, *given, state, watch)
+
+    size = at_once(state) if how.form == "dual" and watch is None and compiled(rule) else 0
+    given = (tokens, mask)
+    return in_parts(part, given, state, size) if 0 < size < state.offset.shape[0] else part(given, state)
+
+
+def _at_once(
+    rule: Rule, how: How, tokens: Tokens, mask: Tensor | None, state: MemoryState, watch: Watch | None
+) -> tuple[Tensor, MemoryState]:
     length, heads = tokens.k.shape[1:3]
     rows = to_rows(state, tokens.k.dtype)
     row_mask = None if mask is None else per_row(mask, heads)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from memkit.engine import coefficients
 from memkit.engine.block import for_queries, stacked, unstacked
+from memkit.engine.compiled import as_written, preparing
 from memkit.engine.dual import lowered, runs
 from memkit.engine.memory_state import Rows, cut
 from memkit.engine.sweep_back import backward
@@ -38,6 +39,11 @@ def sweeps(rule: Rule) -> bool:
     return is_plain(rule) and not torch.compiler.is_compiling()
 
 
+def compiled(rule: Rule) -> bool:
+    """Whether torch compiles the blocks that are swept of a rule."""
+    return sweeps(rule) and preparing() is not as_written
+
+
 def sweep(
     rule: Rule,
     tokens: Tokens,
@@ -58,7 +64,8 @@ def sweep(
         weight = for_queries(rule, own.weight)
         own = own._replace(weight=lowered(weight, products), last_write=lowered(own.last_write, products))
         here = map_tensors(lambda x, count=count: x.unflatten(1, (count, x.shape[1] // count)), here)
-        run = Run(rule, tuple(block.begins for block in blocks[first : first + count]))
+        prepared = preparing() if count > 1 else as_written  # a lone block is of any length
+        run = Run(rule, tuple(block.begins for block in blocks[first : first + count]), prepared)
         y, carry, anchor = _swept(run, Given(here, own, carry, anchor, constants))
         outputs.append(y.flatten(1, 2))
         first += count
@@ -100,7 +107,8 @@ class _Sweep(torch.autograd.Function):
         if torch.is_grad_enabled() or batched(arriving):
             return None, None, None, *_back_through(ctx.run, given, arriving)
         kept, slope = with_tensors(ctx.like_kept, saved[count:]), with_tensors(ctx.like_found, arriving)
-        return None, None, None, *tensors(backward(ctx.run, given, kept, slope))
+        # Detached, as a compiler takes no input with a history.
+        return None, None, None, *tensors(backward(ctx.run, *map_tensors(Tensor.detach, (given, kept, slope))))
 
 
 def _writes(given: Given) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from memkit.engine.adjoint import Slopes, ask_back, fold_back
+from memkit.engine.adjoint import Slopes, add_product, ask_back, fold_back
 from memkit.engine.between import Sums, Writing, passed, write_pass
 from memkit.engine.block import is_turned
+from memkit.engine.coefficients import Coefficients
 from memkit.engine.memory_state import Weights
 from memkit.engine.sweep_forward import Found, Given, Kept, Run, blocks
 from memkit.rule import Rule, Tokens
@@ -26,29 +28,39 @@ def backward(run: Run, given: Given, kept: tuple[Kept, ...], slope: Found) -> Gi
     found = []
     here = blocks((given.tokens, given.own))
     ys = slope.y.unbind(1)
+    block_back = run.prepared(_block_back)
     for j in reversed(range(len(kept))):
-        tokens, own = here[j]
-        to = Slopes(own)
-        tokens, more = _block_back(run.rule, tokens, kept[j], given.constants, ys[j], carry, to)
-        carry, anchor = _anchored(run.begins[j], to, anchor)
-        constants = {name: x + more[name] for name, x in constants.items()}
-        found.append((tokens, to.own()))
+        back = block_back(run.rule, *here[j], kept[j], given.constants, ys[j], carry)
+        carry, anchor = _anchored(run.begins[j], back, anchor)
+        constants = {name: x + back.constants[name] for name, x in constants.items()}
+        found.append((back.tokens, back.own))
     tokens, own = with_tensors(found[0], [torch.stack(x[::-1], 1) for x in zip(*map(tensors, found), strict=True)])
     anchor = _turn(anchor, turned)
     anchor = {name: anchor[name] if name in anchor else torch.zeros_like(x) for name, x in given.anchor.items()}
     return Given(tokens, own, carry, anchor, constants)
 
 
+class _Back(NamedTuple):
+    """The slopes of all that a block was given; weights: of those that its gradients saw."""
+
+    tokens: Tokens
+    own: Coefficients
+    constants: dict[str, Tensor]
+    carry: Weights
+    weights: Weights
+
+
 def _block_back(
     rule: Rule,
     here: Tokens,
+    own: Coefficients,
     kept: Kept,
     constants: dict[str, Tensor],
     slope: Tensor,
     following: Weights,
-    to: Slopes,
-) -> tuple[Tokens, dict[str, Tensor]]:
-    """The slopes of a block's tokens and constants; what concerns weights and coefficients is added to `to`."""
+) -> _Back:
+    """Back through fold, read and tape, from the slopes of y and of what follows."""
+    to = Slopes(own)
     here, constants = map_tensors(lambda x: x.detach().requires_grad_(), (here, constants))
     writing = write_pass(
         rule,
@@ -71,7 +83,8 @@ def _block_back(
         both = [x for x in (read.of(leaf), wrote.of(leaf)) if x is not None]
         return sum(both[1:], both[0]) if both else torch.zeros_like(leaf)
 
-    return map_tensors(of, (here, constants))
+    tokens, constants = map_tensors(of, (here, constants))
+    return _Back(tokens, to.own(), constants, to.of_carry, to.of_weights)
 
 
 def _read_back(rule: Rule, q: Tensor, constants: dict[str, Tensor], kept: Kept, slope: Tensor, to: Slopes) -> Sums:
@@ -94,34 +107,34 @@ def _write_back(writing: Writing, leaves: Iterable[Tensor], weights: Weights, to
     for name in outputs:
         arrived = sums.of(writing.backs[name]) if name in writing.backs else None
         if arrived is not None:
-            to.of_errors[name].baddbmm_(arrived, weights[name])
+            add_product(to.of_errors, name, arrived, weights[name])
             to.add_weight(name, arrived, to.errors[name])
         sums.pull(writing.errors[name], to.of_errors[name])
     for name in reversed(outputs):
         arrived = sums.of(outputs[name])
         if arrived is not None:
-            to.of_inputs[name].baddbmm_(arrived, weights[name].mT)
+            add_product(to.of_inputs, name, arrived, weights[name].mT)
             to.add_weight(name, to.inputs[name], arrived)
         sums.pull(inputs[name], to.of_inputs[name])
     return sums
 
 
-def _anchored(begins: Tensor | bool, to: Slopes, later: Weights) -> tuple[Weights, Weights]:
+def _anchored(begins: Tensor | bool, back: _Back, later: Weights) -> tuple[Weights, Weights]:
     """The slopes of the carry, and of the weights that gradients saw before, which rows that do not begin go on with.
 
     later: those of the block's weights from the blocks after it.
     """
-    total = {name: x + later[name] if name in later else x for name, x in to.of_weights.items()}
+    total = {name: x + later[name] if name in later else x for name, x in back.weights.items()}
     total |= {name: x for name, x in later.items() if name not in total}
     if begins is False:
-        return to.of_carry, total
+        return back.carry, total
     rest: Weights = {}
     for name, x in total.items():
         if isinstance(begins, Tensor):
             begun = begins[:, None, None]
             x, rest[name] = torch.where(begun, x, 0), torch.where(begun, 0, x)
-        to.of_carry[name][:, : x.shape[1]].add_(x)
-    return to.of_carry, rest
+        back.carry[name][:, : x.shape[1]].add_(x)
+    return back.carry, rest
 
 
 def _turn(weights: Weights, turned: dict[str, bool]) -> Weights:

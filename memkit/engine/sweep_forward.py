@@ -11,6 +11,7 @@ from memkit.engine.adjoint import Asked, ask
 from memkit.engine.between import write_pass
 from memkit.engine.block import fold, turn_back
 from memkit.engine.coefficients import Coefficients
+from memkit.engine.compiled import Prepare, as_written
 from memkit.engine.dual import after, lowered, reader
 from memkit.engine.memory_state import Weights
 from memkit.engine.tape import record
@@ -52,18 +53,19 @@ class Kept(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A run of blocks: the rule, and which rows begin a mini-batch with each."""
+    """A run of blocks: the rule, which rows begin a mini-batch with each, and how a block's program is prepared."""
 
     rule: Rule
     begins: tuple[Tensor | bool, ...]
+    prepared: Prepare = as_written
 
 
 def forward(run: Run, given: Given, kept: list[Kept] | None) -> Found:
     """Run the blocks, all tensors detached; `kept` receives what each leaves."""
-    outputs, carry, anchor = [], given.carry, given.anchor
+    outputs, carry, anchor, block = [], given.carry, given.anchor, run.prepared(_block)
     for begins, (here, own) in zip(run.begins, blocks((given.tokens, given.own)), strict=True):
         anchor = _begun(run.rule, begins, carry, anchor, here)
-        y, following, left = _block(run.rule, here, own, carry, anchor, given.constants)
+        y, following, left = block(run.rule, here, own, carry, anchor, given.constants, keep=kept is not None)
         if kept is not None:
             kept.append(left)
         outputs.append(y)
@@ -104,9 +106,16 @@ def _begun(rule: Rule, begins: Tensor | bool, carry: Weights, anchor: Weights, h
 
 
 def _block(
-    rule: Rule, here: Tokens, own: Coefficients, carry: Weights, anchor: Weights, constants: dict[str, Tensor]
-) -> tuple[Tensor, Weights, Kept]:
-    """Tape, read and fold."""
+    rule: Rule,
+    here: Tokens,
+    own: Coefficients,
+    carry: Weights,
+    anchor: Weights,
+    constants: dict[str, Tensor],
+    *,
+    keep: bool,
+) -> tuple[Tensor, Weights, Kept | None]:
+    """Tape, read and fold; `keep` asks for what the way back needs, which else need not outlive its use."""
     kept = Kept(carry, anchor, {}, {}, {}, {})
     carry, anchor = lowered((carry, anchor), here.k.dtype)
 
@@ -123,5 +132,7 @@ def _block(
 
     y = rule.memory.forward(answer, here.q, constants)
     following = {name: fold(own.last_carry, own.last_write, x, a[name], r[name]) for name, x in kept.carry.items()}
+    if not keep:
+        return y, following, None
     outputs, backs = map_tensors(Tensor.detach, (writing.forward.outputs, writing.backs))
     return y, following, kept._replace(outputs=outputs, backs=backs, answers=answers, asked=asked)

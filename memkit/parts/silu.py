@@ -45,5 +45,5 @@ class _Back(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         slope, z = ctx.saved_tensors
         s = torch.sigmoid(z)
-        bend = torch.addcmul(z, z, s, value=-2) + 2
-        return _Back.apply(upstream, z), torch.ops.aten.sigmoid_backward(bend * slope * upstream, s)  # pyright: ignore[reportReturnType]
+        bend = (z + 2).addcmul_(z, s, value=-2).mul_(slope).mul_(upstream)
+        return _Back.apply(upstream, z), torch.ops.aten.sigmoid_backward(bend, s)  # pyright: ignore[reportReturnType]
