@@ -112,6 +112,10 @@ def prepare(options: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
 def training(layer: Any, x: Any, options: argparse.Namespace) -> Step:
     """Forward and backward of the layer over all tokens."""
     x.requires_grad_()
+    if options.compile and options.worker == "ours":
+        import memkit
+
+        memkit.compile_blocks()
 
     def step(tokens: int = options.tokens) -> None:
         layer.zero_grad()
@@ -119,7 +123,8 @@ def training(layer: Any, x: Any, options: argparse.Namespace) -> Step:
         y, _ = layer(x[:, :tokens])
         y.square().mean().backward()
 
-    step(3)  # imports and kernels that a first call loads are no part of the measurement
+    # Imports, and what a first call loads or compiles, are no part of the measurement.
+    step(2 * options.mini_batch if options.compile else 3)
     return step
 
 
@@ -158,7 +163,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=5, metavar="N", help="timed runs of each side; default 5")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of each side; default: torch's own")
     parser.add_argument("--recompute", type=int, metavar="N", help="keep our states every N tokens only, in training")
-    parser.add_argument("--compile", action="store_true", help="compile our layer, in decode")
+    parser.add_argument("--compile", action="store_true", help="compile our layer, or in training its blocks")
     parser.add_argument("--same-memory", action="store_true", help="give our memory the peer's GELU, residual, norm")
     parser.add_argument(
         "--peer-python", default=sys.executable, metavar="PATH", help=f"an interpreter with {PEER}; default: this one"
@@ -174,8 +179,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         value = getattr(options, name.replace("-", "_"))
         if value is not None and value < 1:
             parser.error(f"--{name} must be at least 1")
-    if options.compile and options.setting != "decode":
-        parser.error("--compile is for decode: the other settings run eagerly")
     if options.recompute is not None and options.setting == "decode":
         parser.error("--recompute is for training, and decode has none")
     if options.dim % options.heads:
@@ -265,7 +268,8 @@ def main() -> int:
     if options.out:
         from ablations.bench.page import write_page
 
-        found.write(options.out, f"peer_{options.setting}{'_compiled' * options.compile}")
+        how = "_recompute" * bool(options.recompute) + "_compiled" * options.compile
+        found.write(options.out, f"peer_{options.setting}{how}")
         write_page(options.out)
     return 0
 

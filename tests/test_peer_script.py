@@ -33,9 +33,7 @@ def test_a_settings_sizes_may_be_given(script: ModuleType) -> None:
     assert script.parse(["token", "--tokens", "9"]).tokens == 9
 
 
-@pytest.mark.parametrize(
-    "wrong", [["coarse", "--compile"], ["decode", "--recompute", "8"], ["token", "--threads", "0"]]
-)
+@pytest.mark.parametrize("wrong", [["decode", "--recompute", "8"], ["token", "--threads", "0"]])
 def test_what_a_setting_does_not_do_is_not_said_of_it(
     script: ModuleType, wrong: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

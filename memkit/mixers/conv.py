@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memkit.alignment import align, pick
+from memkit.engine.tape import without_autocast
 
 
 class ShortConv(nn.Module):
@@ -63,5 +65,24 @@ class ShortConv(nn.Module):
 
     def _convolve(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         line = torch.cat([tail.to(x.dtype), x], 1)
-        length = x.shape[1]
-        return sum(tap * line[:, i : i + length] for i, tap in enumerate(self.taps)), line  # type: ignore[return-value]
+        return (by_library if has_library(line) else by_sums)(line, self.taps), line
+
+
+def by_sums(line: Tensor, taps: Tensor) -> Tensor:
+    """sum_i taps_i line_{t + i}, of line `[B, T + width - 1, C]` and taps `[width, C]`: `[B, T, C]`."""
+    length = line.shape[1] - len(taps) + 1
+    return sum(tap * line[:, i : i + length] for i, tap in enumerate(taps))  # type: ignore[return-value]
+
+
+def by_library(line: Tensor, taps: Tensor) -> Tensor:
+    """The same as torch convolves images of one row, whose channels lie together as ours do."""
+    dtype = torch.promote_types(line.dtype, taps.dtype)
+    rows, kernel = line.to(dtype).mT.unsqueeze(2), taps.to(dtype).mT[:, None, None]
+    with without_autocast(line):
+        return F.conv2d(rows, kernel, groups=taps.shape[1]).squeeze(2).mT
+
+
+def has_library(line: Tensor) -> bool:
+    """Whether torch has a fast convolution for this: on a CPU, in float32 or less; what is compiled is fused anyway."""
+    fast = line.device.type == "cpu" and line.dtype != torch.float64 and torch.backends.mkldnn.is_available()
+    return fast and line.numel() > 0 and not torch.compiler.is_compiling()

@@ -1,0 +1,44 @@
+"""The short convolution: the library's and the sum of taps are one, and masked tokens never were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from memkit.mixers.conv import ShortConv, by_library, by_sums, has_library
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_the_library_convolves_as_the_sum_of_taps_says(width: int) -> None:
+    """Outputs, and gradients of first and second order, in float64."""
+    found = []
+    for convolve in (by_sums, by_library):
+        g = torch.Generator().manual_seed(0)
+        line = torch.randn(2, 8 + width, 6, generator=g, dtype=torch.double).requires_grad_()
+        taps = torch.randn(width, 6, generator=g, dtype=torch.double).requires_grad_()
+        y = convolve(line, taps)
+        first = torch.autograd.grad(y.sin().sum(), (line, taps), create_graph=True)
+        second = torch.autograd.grad(sum(x.square().sum() for x in first), (line, taps))
+        found.append([y, *first, *second])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_keeps_the_precision_of_its_taps(dtype: torch.dtype) -> None:
+    """Also where autocast would round them."""
+    conv = ShortConv(6)
+    x, tail = torch.randn(2, 5, 6).to(dtype), torch.randn(2, 3, 6).to(dtype)
+    assert has_library(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, after = conv(x, tail)
+    expected = by_sums(torch.cat([tail, x], 1).double(), conv.taps.double())
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, expected.float(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(after, x[:, -3:])
+
+
+def test_what_the_library_is_not_for() -> None:
+    assert not has_library(torch.randn(2, 5, 6, dtype=torch.double))
+    assert not has_library(torch.randn(2, 5, 6, device="meta"))
+    assert not has_library(torch.randn(0, 5, 6))
