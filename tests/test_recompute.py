@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import memkit
 from memkit import Rule
 from memkit.engine import tape
-from memkit.engine.recompute import recomputed
+from memkit.engine.recompute import in_groups
 from memkit.state import tensors
 from memkit.testing.outcome import outcome
 
@@ -109,15 +109,15 @@ def test_a_layer_takes_it_and_trains_the_same(write: bool) -> None:
 
 
 def test_the_second_run_meets_the_autocast_of_the_first() -> None:
-    seen, x = [], torch.ones(2, requires_grad=True)
+    seen, x = [], torch.ones(2, 1, requires_grad=True)
 
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor, state: None) -> tuple[Tensor, None]:
         seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
-        return 2 * x
+        return 2 * x, state
 
     for enabled in (True, False):
         with torch.autocast("cpu", torch.float16, enabled=enabled):
-            y = recomputed(run, x)
+            y, _ = in_groups(run, x, None, 1)
         with torch.autocast("cpu", torch.bfloat16):
             y.sum().backward()
     (first, again), (outside, after) = seen[:2], seen[2:]
