@@ -45,5 +45,6 @@ class _Back(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         slope, z = ctx.saved_tensors
         s = torch.sigmoid(z)
-        bend = (z + 2).addcmul_(z, s, value=-2).mul_(slope).mul_(upstream)
-        return _Back.apply(upstream, z), torch.ops.aten.sigmoid_backward(bend, s)  # pyright: ignore[reportReturnType]
+        bend = (z + 2).addcmul_(z, s, value=-2)
+        both = (slope * upstream).mul_(bend)  # which of them is a batch under vmap, the product is too
+        return _Back.apply(upstream, z), torch.ops.aten.sigmoid_backward(both, s)  # pyright: ignore[reportReturnType]
