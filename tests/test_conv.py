@@ -42,3 +42,11 @@ def test_what_the_library_is_not_for() -> None:
     assert not has_library(torch.randn(2, 5, 6, dtype=torch.double))
     assert not has_library(torch.randn(2, 5, 6, device="meta"))
     assert not has_library(torch.randn(0, 5, 6))
+
+
+def test_what_torch_compiles_is_fused_instead() -> None:
+    conv, x = ShortConv(6), torch.randn(2, 5, 6)
+    expected = conv(x, conv.init_tail(2, x))
+    found = torch.compile(conv, fullgraph=True, backend="aot_eager")(x, conv.init_tail(2, x))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

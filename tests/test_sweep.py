@@ -152,6 +152,25 @@ def test_products_are_for_plain_blocks(rule: Any, options: dict[str, Any], messa
         Case().memorize(slice(None), **{"rule": rule, "products": torch.bfloat16} | options)
 
 
+def test_a_layer_multiplies_in_bfloat16() -> None:
+    found = []
+    for products in (None, "bfloat16"):
+        torch.manual_seed(0)
+        layer = memkit.build("mixer", "neural_memory", dim=8, heads=2, rule=titans(), products=products)
+        y, state = layer(torch.randn(2, TOKENS, 8))
+        y.square().sum().backward()
+        assert all(x.dtype == torch.float32 for x in tensors((state.memory.weights, state.memory.slots)))
+        found.append([y.detach(), *(p.grad for p in layer.parameters() if p.grad is not None)])
+    distances = [_distance(a, b) for a, b in zip(*found, strict=True)]
+    assert 1e-5 < max(distances) < 0.1
+    for options, message in (
+        ({"products": "bf16"}, "'products' = 'bf16' does not fit"),
+        ({"products": "bfloat16", "rule": titans(mini_batch=1)}, "in the form 'iterate' is none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            memkit.build("mixer", "neural_memory", **{"dim": 8, "heads": 2} | options)
+
+
 def test_silu_is_torchs_to_the_third_derivative() -> None:
     z = torch.linspace(-6, 6, 41, dtype=torch.double, requires_grad=True)
     assert ACTIVATIONS["silu"] is silu

@@ -82,7 +82,7 @@ def memorize(
         _check_rounds(form, rounds, tolerance)
     how = How(form, block_size, Rounds(rounds, tolerance), products)
     if products is not None:
-        _check_products(rule, form, products)
+        check_products(rule, form, products)
     if recompute is None or torch.compiler.is_compiling():
         return _memorize(rule, q, k, v, gates, state, mask, segment_ids, how, None)
     positive("recompute", recompute)
@@ -109,7 +109,7 @@ def _check_rounds(form: str, rounds: int | None, tolerance: float | None) -> Non
         in_range("tolerance", tolerance, 0.0)
 
 
-def _check_products(rule: Rule, form: str, products: torch.dtype) -> None:
+def check_products(rule: Rule, form: str, products: torch.dtype) -> None:
     """Raise `ValueError` unless products of this dtype are for the rule."""
     if not isinstance(products, torch.dtype) or not products.is_floating_point or products.itemsize < 2:
         raise ValueError(f"products is a floating-point dtype of 16 bits or more, as torch.bfloat16; got {products!r}.")

@@ -84,5 +84,6 @@ def by_library(line: Tensor, taps: Tensor) -> Tensor:
 
 def has_library(line: Tensor) -> bool:
     """Whether torch has a fast convolution for this: on a CPU, in float32 or less; what is compiled is fused anyway."""
-    fast = line.device.type == "cpu" and line.dtype != torch.float64 and torch.backends.mkldnn.is_available()
-    return fast and line.numel() > 0 and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling() or line.device.type != "cpu" or line.dtype == torch.float64:
+        return False
+    return line.numel() > 0 and torch.backends.mkldnn.is_available()

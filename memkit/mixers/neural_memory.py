@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from memkit.checks import divides, positive
 from memkit.engine import MemoryState, memorize, retrieve
+from memkit.engine.memorize import check_products
 from memkit.engine.memory_state import prepared_key_dim, state_from
 from memkit.engine.plan import choose
 from memkit.engine.recompute import in_groups
@@ -58,6 +59,8 @@ class NeuralMemory(Mixer):
     finite under any stream; None is the paper. recompute: in training keep of the layer's numbers only its inputs,
     its outputs and every so many tokens' state, and run the tokens between again backward, projections included;
     gradients can then not be differentiated again, and under `torch.compile` it keeps everything, as None does.
+    products: "bfloat16" multiplies in it inside of blocks, for rules that allow it (see `memorize`); the state and its
+    sums stay in float32, as all does with None, under autocast too.
     The memory's initial weights are learned. Raises `ValueError` for sizes that do not fit.
     """
 
@@ -72,6 +75,7 @@ class NeuralMemory(Mixer):
         conv: int = 4,
         surprise_limit: float | None = None,
         recompute: int | None = None,
+        products: Literal["bfloat16"] | None = None,
     ) -> None:
         positive("dim", dim)
         if recompute is not None:
@@ -82,6 +86,7 @@ class NeuralMemory(Mixer):
         if surprise_limit is not None:
             made = replace(made, surprise_limit=surprise_limit)
         self.rule, self.heads, self.width, self.recompute = made, heads, dim // heads, recompute
+        self.products = _product_dtype(products, made)
         self.qkv = Projection(dim, (1 + 2 * made.pairs) * dim, conv)
         self.gates = GateProjection(dim, heads, self.width, self.width, made)
         self.key_dim = prepared_key_dim(made, self.width, self.width)
@@ -139,7 +144,7 @@ class NeuralMemory(Mixer):
         q, k, v, tail = self.project(x, state.tail, mask)
         memory = state.memory
         if write:
-            y, memory = memorize(self.rule, q, k, v, self.gates(x), memory, mask=mask)
+            y, memory = memorize(self.rule, q, k, v, self.gates(x), memory, mask=mask, products=self.products)
         else:
             y = retrieve(self.rule, memory, q)
         return self.read_out(x, y), replace(state, tail=tail, memory=memory)
@@ -174,6 +179,15 @@ def _initial_weights(rule: Rule, heads: int, key_dim: int, value_dim: int) -> di
     last = list(weights)[-1]
     weights[last] *= 0.0 if len(weights) == 1 else 0.1
     return {name: nn.Parameter(weight) for name, weight in weights.items()}
+
+
+def _product_dtype(products: str | None, rule: Rule) -> torch.dtype | None:
+    if products is None:
+        return None
+    if products != "bfloat16":
+        raise ValueError(f"products must be 'bfloat16', or None, which multiplies in float32; got {products!r}.")
+    check_products(rule, "auto", torch.bfloat16)
+    return torch.bfloat16
 
 
 def unit(x: Tensor) -> Tensor:
