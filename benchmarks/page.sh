@@ -25,7 +25,10 @@ against_peer() {
 }
 
 against_peer token --pairs 7 --threads 1                        # 1
+against_peer token --pairs 7 --threads 1 --compile              # 1
 against_peer coarse --pairs 5 --threads 1                       # 1
+against_peer coarse --pairs 5 --threads 1 --compile             # 1
+against_peer coarse --pairs 5 --threads 1 --compile --recompute 256  # 1
 against_peer decode --pairs 9 --threads 1                       # 1
 against_peer decode --pairs 9 --threads 1 --compile             # 2
 bench core --threads 1                                          # 1

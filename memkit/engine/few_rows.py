@@ -24,9 +24,8 @@ def at_once(state: MemoryState) -> int:
     carried = sum(x.nbytes for x in tensors((state.weights, state.slots)))
     if state.offset.device.type != "cpu" or carried <= room:
         return batch
-    return next(
-        size for size in range(batch, 0, -1) if batch % size == 0 and (size == 1 or carried * size <= room * batch)
-    )
+    fitting = (size for size in range(batch, 1, -1) if batch % size == 0 and carried * size <= room * batch)
+    return next(fitting, 1)
 
 
 def in_parts(

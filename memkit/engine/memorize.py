@@ -242,7 +242,8 @@ def _piece(
     def part(given: Tree, state: MemoryState) -> tuple[Tensor, MemoryState]:
         return _at_once(rule, how, *given, state, watch)
 
-    size = at_once(state) if how.form == "dual" and watch is None and compiled(rule) else 0
+    several = tokens.k.shape[1] >= 2 * min(rule.mini_batch, how.block_size)  # a lone block is not compiled
+    size = at_once(state) if several and how.form == "dual" and watch is None and compiled(rule) else 0
     given = (tokens, mask)
     return in_parts(part, given, state, size) if 0 < size < state.offset.shape[0] else part(given, state)
 
