@@ -7,6 +7,9 @@ import torch
 
 from memkit.mixers.conv import ShortConv, by_library, by_sums, has_library
 
+EMPTY = ((0, 8, 6), (2, 3, 6))
+"""No rows, and no tokens after the tail."""
+
 
 @pytest.mark.parametrize("width", [1, 4])
 def test_the_library_convolves_as_the_sum_of_taps_says(width: int) -> None:
@@ -29,7 +32,7 @@ def test_it_keeps_the_precision_of_its_taps(dtype: torch.dtype) -> None:
     """Also where autocast would round them."""
     conv = ShortConv(6)
     x, tail = torch.randn(2, 5, 6).to(dtype), torch.randn(2, 3, 6).to(dtype)
-    assert has_library(x)
+    assert has_library(torch.cat([tail, x], 1), conv.taps)
     with torch.autocast("cpu", torch.bfloat16):
         y, after = conv(x, tail)
     expected = by_sums(torch.cat([tail, x], 1).double(), conv.taps.double())
@@ -39,9 +42,11 @@ def test_it_keeps_the_precision_of_its_taps(dtype: torch.dtype) -> None:
 
 
 def test_what_the_library_is_not_for() -> None:
-    assert not has_library(torch.randn(2, 5, 6, dtype=torch.double))
-    assert not has_library(torch.randn(2, 5, 6, device="meta"))
-    assert not has_library(torch.randn(0, 5, 6))
+    conv = ShortConv(6)
+    for line in (torch.randn(2, 8, 6).double(), torch.randn(2, 8, 6, device="meta"), *map(torch.zeros, EMPTY)):
+        assert not has_library(line, conv.taps)
+    y, after = conv(torch.zeros(2, 0, 6), torch.ones(2, 3, 6))
+    assert y.shape == (2, 0, 6) and torch.equal(after, torch.ones(2, 3, 6))
 
 
 def test_what_torch_compiles_is_fused_instead() -> None:

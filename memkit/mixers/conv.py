@@ -65,7 +65,7 @@ class ShortConv(nn.Module):
 
     def _convolve(self, x: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
         line = torch.cat([tail.to(x.dtype), x], 1)
-        return (by_library if has_library(line) else by_sums)(line, self.taps), line
+        return (by_library if has_library(line, self.taps) else by_sums)(line, self.taps), line
 
 
 def by_sums(line: Tensor, taps: Tensor) -> Tensor:
@@ -82,8 +82,8 @@ def by_library(line: Tensor, taps: Tensor) -> Tensor:
         return F.conv2d(rows, kernel, groups=taps.shape[1]).squeeze(2).mT
 
 
-def has_library(line: Tensor) -> bool:
+def has_library(line: Tensor, taps: Tensor) -> bool:
     """Whether torch has a fast convolution for this: on a CPU, in float32 or less; what is compiled is fused anyway."""
     if torch.compiler.is_compiling() or line.device.type != "cpu" or line.dtype == torch.float64:
         return False
-    return line.numel() > 0 and torch.backends.mkldnn.is_available()
+    return line.shape[0] > 0 and line.shape[1] >= len(taps) and torch.backends.mkldnn.is_available()
