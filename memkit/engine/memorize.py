@@ -240,7 +240,8 @@ def _piece(
     """Tokens of one document a row, few rows at a time where that is faster."""
 
     def part(given: Tree, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        return _at_once(rule, how, *given, state, watch)
+        tokens, mask = given
+        return _at_once(rule, how, tokens, mask, state, watch)
 
     several = tokens.k.shape[1] >= 2 * min(rule.mini_batch, how.block_size)  # a lone block is not compiled
     size = at_once(state) if several and how.form == "dual" and watch is None and compiled(rule) else 0
