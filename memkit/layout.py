@@ -48,15 +48,19 @@ def lay_out(
     block_size: int,
     *,
     across: bool = False,
+    completes: bool = True,
 ) -> Layout:
     """Place `tokens` tokens of rows at `offset` `[N]` in their period (`phase`, where all are known to agree).
 
     Blocks end where a period does, at the latest. With `across` they hold as many whole periods as fit into
-    `block_size`, but for a first one that may start inside of a period.
+    `block_size`, but for a first one that may start inside of a period. `completes` False: nobody asks for it.
     """
     if period == 1:
         return in_place(_cuts(0, tokens, 1, block_size if across else 1, across), mask)
     if mask is None and phase is not None:
+        if tokens == 1:  # as below; but every question is another program where torch compiles
+            ends = completes and _decided(phase == period - 1)
+            return in_place([Block(0, 1, phase, _decided(phase == 0), ends)], None)
         cuts = _cuts(phase, phase + tokens, period, block_size, across)
         return in_place([b._replace(start=b.start - phase, stop=b.stop - phase) for b in cuts], None)
     if tokens == 1:

@@ -210,6 +210,7 @@ class Rule:
     surprise_limit: float | None = None
     gates: dict[str, Gate] = field(init=False, repr=False, compare=False)
     optimizer_slots: int = field(init=False, repr=False, compare=False)
+    slots: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_rule(self)
@@ -223,6 +224,7 @@ class Rule:
                 )
         object.__setattr__(self, "gates", found)
         object.__setattr__(self, "optimizer_slots", len(self.optimizer.init(torch.zeros(()))))
+        object.__setattr__(self, "slots", len(self.init_slots(torch.zeros(()))))
         check_point(self)
 
     @property

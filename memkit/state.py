@@ -74,7 +74,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, State):
-        return dataclasses.replace(tree, **{n: map_tensors(function, v) for n, v in fields(tree).items()})  # type: ignore[type-var]
+        return type(tree)(**{name: map_tensors(function, value) for name, value in fields(tree).items()})
     if isinstance(tree, dict):
         return {name: map_tensors(function, value) for name, value in tree.items()}
     if isinstance(tree, tuple):
@@ -98,9 +98,11 @@ def merge_trees(rows: Tensor, here: Tree, other: Tree) -> Tree:
 
 def tensors(tree: Tree) -> list[Tensor]:
     """All tensors of a tree, in order."""
-    found: list[Tensor] = []
-    map_tensors(lambda x: (found.append(x), x)[1], tree)
-    return found
+    if isinstance(tree, Tensor):
+        return [tree]
+    parts = fields(tree) if isinstance(tree, State) else tree
+    parts = parts.values() if isinstance(parts, dict) else parts if isinstance(parts, tuple) else ()
+    return [x for part in parts for x in tensors(part)]
 
 
 def emptied(tree: Tree) -> Tree:

@@ -82,7 +82,7 @@ def probe(rule: Rule, tokens: Tokens, valid: Tensor | None) -> Steps:
         for gate in rule.weight_gates
     }
     one, zero = torch.ones_like(like), torch.zeros_like(like)
-    n = 1 + len(rule.init_slots(zero))
+    n = 1 + rule.slots
     columns, seen = [], []
     for unit in range(n + 1):  # weight, slots..., gradient
         weight, *rest = (one if unit == i else zero for i in range(n))

@@ -23,7 +23,7 @@ from memkit.engine.sweep import compiled, is_plain
 from memkit.engine.tape import without_autocast
 from memkit.masks import blank
 from memkit.rule import Gates, Rule, Tokens, identity
-from memkit.state import Tree, map_tensors
+from memkit.state import Tree, map_tensors, tensors
 
 
 class Observation(NamedTuple):
@@ -60,8 +60,9 @@ def memorize(
     call to the next, starts a new document from `state.initial`.
     form: "auto", which takes the fastest exact one, or one by name: "scan" (the definition), "dual" (blocks at
     once), "solve" (matrix memories, exact online), "iterate" (deep memories, exact online), "write" (writes of
-    `update_every` tokens), "expand" (optimizers that turn their steps, as Muon does); `explain` says more. Never
-    chosen, as nobody has measured it: "triton" ("dual" with a kernel, for an MLP of depth 2; see `triton_dual`).
+    `update_every` tokens), "expand" (optimizers that turn their steps, as Muon does), "step" (one token after the
+    other, which is what a call of a single token takes); `explain` says more. Never chosen, as nobody has measured
+    it: "triton" ("dual" with a kernel, for an MLP of depth 2; see `triton_dual`).
     block_size: how many tokens the engine takes at once at most; it never changes the answer.
     rounds, tolerance: when "iterate" stops: after so many rounds, unlooked and exact only for the first `rounds` + 1
     gradient points of a block; or when what the weights say is foreseen to be `tolerance` of a row's largest number
@@ -80,9 +81,8 @@ def memorize(
     positive("block_size", block_size)
     if rounds is not None or tolerance is not None:
         _check_rounds(form, rounds, tolerance)
-    how = How(form, block_size, Rounds(rounds, tolerance), products)
-    if products is not None:
-        check_products(rule, form, products)
+    taken = form if products is None else check_products(rule, form, products)
+    how = How(taken, block_size, Rounds(rounds, tolerance), products)
     if recompute is None or torch.compiler.is_compiling():
         return _memorize(rule, q, k, v, gates, state, mask, segment_ids, how, None)
     positive("recompute", recompute)
@@ -109,8 +109,8 @@ def _check_rounds(form: str, rounds: int | None, tolerance: float | None) -> Non
         in_range("tolerance", tolerance, 0.0)
 
 
-def check_products(rule: Rule, form: str, products: torch.dtype) -> None:
-    """Raise `ValueError` unless products of this dtype are for the rule."""
+def check_products(rule: Rule, form: str, products: torch.dtype) -> str:
+    """The form that multiplies in products of this dtype; `ValueError` unless they are for the rule."""
     if not isinstance(products, torch.dtype) or not products.is_floating_point or products.itemsize < 2:
         raise ValueError(f"products is a floating-point dtype of 16 bits or more, as torch.bfloat16; got {products!r}.")
     require_rule(rule)
@@ -120,6 +120,7 @@ def check_products(rule: Rule, form: str, products: torch.dtype) -> None:
             f"products={products} is for the form 'dual' of rules that take gradients at the weights as they are, with "
             f"gates per head, no window and no limit; rule {rule.name!r} in the form {taken!r} is none. Leave it out."
         )
+    return taken
 
 
 def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:
@@ -211,6 +212,8 @@ def _memorize(
 
 def _at_queries(rule: Rule, y: Tensor) -> Tensor:
     """What each token's query reads, of y at every step: before its first step, or after its last."""
+    if rule.steps == 1:
+        return y
     return y[:, 0 if rule.read == "before" else rule.steps - 1 :: rule.steps]
 
 
@@ -257,12 +260,12 @@ def _at_once(
     row_mask = None if mask is None else per_row(mask, heads)
     seen: Watch | None = None if watch is None else []
     flat, offset = map_tensors(_flat, tokens), per_row(state.offset, heads)
-    y, rows = run(rule, how, flat, rows, row_mask, offset, state.phase, seen)
+    y, after = run(rule, how, flat, rows, row_mask, offset, state.phase, seen)
     if watch is not None and seen:
         watch.extend(map_tensors(lambda x: _unflat(x, heads), tuple(seen)))
     valid = length if mask is None else mask.sum(1)
     phase = None if mask is not None or state.phase is None else (state.phase + length) % rule.period
-    return _unflat(y, heads), from_rows(rows, state, (state.offset + valid) % rule.period, phase)
+    return _unflat(y, heads), from_rows(after, rows, state, (state.offset + valid) % rule.period, phase)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -291,6 +294,6 @@ def _plain_mode(like: Tensor) -> Iterator[None]:
 
 def _ordinary(tree: Tree) -> Tree:
     """Copy tensors that were made in inference mode, which autograd refuses."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not any(x.is_inference() for x in tensors(tree)):
         return tree
     return map_tensors(lambda x: x.clone() if x.is_inference() else x, tree)

@@ -109,7 +109,7 @@ def require_rule(rule: Rule) -> None:
 def kept(rule: Rule) -> dict[str, int]:
     """What a rule keeps from token to token besides weights, and how much of it."""
     return {
-        "slots a weight": len(rule.init_slots(torch.zeros(()))),
+        "slots a weight": rule.slots,
         "anchors": int(rule.mini_batch > 1 and rule.sees_weights),
         "unfinished writes": int(rule.update_every > 1),
         "carried tokens": rule.window - 1,
@@ -233,20 +233,25 @@ def to_rows(state: MemoryState, dtype: torch.dtype) -> Rows:
     )
 
 
-def from_rows(rows: Rows, state: MemoryState, offset: Tensor, phase: int | None) -> MemoryState:
-    """The state after a call, from the rows after it and the state before it."""
+def from_rows(rows: Rows, before: Rows, state: MemoryState, offset: Tensor, phase: int | None) -> MemoryState:
+    """The state after a call, from the rows after it, and the rows and the state before it.
+
+    What the call left as it was stays the state's own, not a view of it.
+    """
     batch = state.offset.shape[0]
     heads = next(iter(state.weights.values())).shape[1]
 
     def unflat(x: Tensor) -> Tensor:
-        return x.unflatten(0, (batch, heads))
+        return x.view(batch, heads, *x.shape[1:])
 
     window = rows.window
     if window is not None:
         filled = unflat(window.filled)[:, 0]
         window = Window(k=unflat(window.k), v=unflat(window.v), gates=map_tensors(unflat, window.gates), filled=filled)
     moved: dict[str, Any] = {
-        name: map_tensors(unflat, getattr(rows, name)) for name in ("weights", "slots", "anchor", "pending")
+        name: map_tensors(unflat, getattr(rows, name))
+        for name in ("weights", "slots", "anchor", "pending")
+        if getattr(rows, name) is not getattr(before, name)
     }
     return replace(state, **moved, window=window, offset=offset, phase=phase)
 
@@ -261,6 +266,8 @@ def cut(tokens: Tokens, lengths: list[int]) -> list[Tokens]:
 
     All at once, because the backward pass of every single slice would write a whole `[N, T, ...]`.
     """
+    if len(lengths) == 1:
+        return [tokens]
     q, k, v = (x.split(lengths, 1) for x in tokens[:3])
     gates = {name: gate.split(lengths, 1) for name, gate in tokens.gates.items()}
     return [Tokens(q[i], k[i], v[i], {name: g[i] for name, g in gates.items()}) for i in range(len(lengths))]

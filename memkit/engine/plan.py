@@ -14,8 +14,8 @@ from memkit.parts.memory import MLPMemory
 from memkit.registry import nearest
 from memkit.rule import Rule, at_weights, identity
 
-Form = Literal["auto", "scan", "dual", "solve", "iterate", "write", "expand", "triton"]
-EVERYWHERE = ("scan", "dual", "solve", "iterate", "write", "expand")
+Form = Literal["auto", "scan", "dual", "solve", "iterate", "write", "expand", "step", "triton"]
+EVERYWHERE = ("scan", "dual", "solve", "iterate", "write", "expand", "step")
 """The forms that run on every machine and for tokens of any width: those that `auto` chooses from."""
 FORMS = ("auto", *EVERYWHERE, "triton")
 SEQUENTIAL_LIMIT = 1024
@@ -101,6 +101,12 @@ def _not_expandable(rule: Rule) -> list[str]:
     return found
 
 
+def _not_stepped(rule: Rule) -> list[str]:
+    """What keeps a rule from the form that takes one token after the other with one gradient each."""
+    found = [f"it writes once every {rule.update_every} tokens"] if rule.update_every > 1 else []
+    return found + ([f"each write uses {rule.window} gradients"] if rule.window > 1 else [])
+
+
 def _not_for_the_kernel(rule: Rule) -> list[str]:
     """What keeps a rule from the kernel of `triton_dual`, whatever the widths of its tokens are."""
     found = _moving_weights(rule)
@@ -112,9 +118,8 @@ def _not_for_the_kernel(rule: Rule) -> list[str]:
         found.append(f"the gradient of its objective {rule.objective.name!r} is not linear in the prediction")
     if rule.point is not at_weights:
         found.append("its gradient point is not the weights themselves")
-    slots = len(rule.init_slots(torch.zeros(())))
-    if slots != 1:
-        found.append(f"it keeps {slots} numbers beside each weight, and the kernel one, the momentum")
+    if rule.slots != 1:
+        found.append(f"it keeps {rule.slots} numbers beside each weight, and the kernel one, the momentum")
     if rule.mini_batch not in KERNEL_BLOCKS:
         found.append(f"its mini_batch is {rule.mini_batch}, and the kernel's blocks have 16, 32 or 64 tokens")
     if rule.surprise_limit is not None:
@@ -129,6 +134,7 @@ OBSTACLES: dict[str, Callable[[Rule], list[str]]] = {
     "iterate": _not_iterable,
     "write": _not_a_write,
     "expand": _not_expandable,
+    "step": _not_stepped,
     "triton": _not_for_the_kernel,
 }
 """What stands in the way of each form; an empty list where nothing does."""
@@ -159,6 +165,8 @@ def choose(rule: Rule, form: str, tokens: int, *, stacklevel: int = 4) -> str:
                 f"{fastest(rule)!r}."
             )
         return form
+    if tokens == 1 and not _not_stepped(rule):
+        return "step"
     form = fastest(rule)
     if tokens > SEQUENTIAL_LIMIT and one_by_one(rule) and rule.name not in _warned:
         _warned.add(rule.name)

@@ -14,11 +14,12 @@ from memkit.engine.memory_state import Rows
 from memkit.engine.rounds import Rounds
 from memkit.engine.scan import Watch, scan
 from memkit.engine.solve import solve
+from memkit.engine.step import step
 from memkit.engine.sweep import sweep, sweeps
 from memkit.engine.triton_dual import triton_dual
 from memkit.engine.write import write
 from memkit.layout import Layout, lay_out, without_periods
-from memkit.rule import Rule, Tokens
+from memkit.rule import Rule, Tokens, identity
 from memkit.state import map_tensors
 
 ITERATE_BLOCK = 32
@@ -63,6 +64,8 @@ def run(
             y, rows = dual(rule, placed, rows, layout.blocks, layout.valid, seen, how.products)
     elif how.form == "triton":
         y, rows = triton_dual(rule, placed, rows, layout.blocks, layout.valid, seen)
+    elif how.form == "step":
+        y, rows = step(rule, placed, rows, layout.blocks, layout.valid, seen)
     elif how.form == "expand":
         y, rows = expand(rule, placed, rows, layout.blocks, layout.valid, seen)
     elif how.form == "write":
@@ -80,6 +83,9 @@ def _layout(
 ) -> Layout:
     if form == "write":  # a write's tokens all see the same weights: as many at once as there are
         return lay_out(rule.period, mask, offset, phase, tokens, rule.period)
+    if form == "step":
+        period = rule.period if rule.sees_weights else 1
+        return lay_out(period, mask, offset, phase, tokens, 1, completes=rule.effective is not identity)
     if not rule.sees_weights:
         return without_periods(mask, tokens, size)
     if form == "triton":  # its blocks are of one size: whole mini-batches

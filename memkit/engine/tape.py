@@ -44,7 +44,7 @@ def record(
     """
     graph = graph_wanted((k, v, dict(gates), weights, constants))
     if not graph:
-        k, v, gates, weights, constants = map_tensors(Tensor.detach, (k, v, dict(gates), weights, constants))
+        k, v, gates, weights, constants = map_tensors(_number, (k, v, dict(gates), weights, constants))
     return record_through(
         rule, k, v, gates, lambda name, x: x @ weights[name], weights.keys(), constants, graph=graph, surprise=surprise
     )
@@ -135,6 +135,11 @@ def unhooked() -> AbstractContextManager[object]:
     return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _same)
 
 
+def _number(x: Tensor) -> Tensor:
+    """The same without history; most often it has none."""
+    return x.detach() if x.requires_grad else x
+
+
 def _same(x: Tensor) -> Tensor:
     return x
 
@@ -142,7 +147,8 @@ def _same(x: Tensor) -> Tensor:
 def without_autocast(like: Tensor) -> AbstractContextManager[object]:
     """Leave autocast, which would round what blocks carry, on the device of a tensor."""
     kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    entered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if entered else nullcontext()
 
 
 def outside_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -55,7 +55,8 @@ class ShortConv(nn.Module):
             return x, tail
         if mask is None:
             y, line = self._convolve(x, tail)
-            return y, line[:, line.shape[1] - tail.shape[1] :].clone()  # a view would keep all of a long call alive
+            tail = line[:, line.shape[1] - tail.shape[1] :]
+            return y, tail.clone(memory_format=torch.contiguous_format)  # a view would keep all of a long call alive
         # Masked tokens never were: valid ones close ranks before the convolution sees them.
         count = mask.sum(1)
         ranks = align(mask, torch.zeros_like(count), x.shape[1])
@@ -71,7 +72,11 @@ class ShortConv(nn.Module):
 def by_sums(line: Tensor, taps: Tensor) -> Tensor:
     """sum_i taps_i line_{t + i}, of line `[B, T + width - 1, C]` and taps `[width, C]`: `[B, T, C]`."""
     length = line.shape[1] - len(taps) + 1
-    return sum(tap * line[:, i : i + length] for i, tap in enumerate(taps))  # type: ignore[return-value]
+    first, *rest = taps
+    y = first * line[:, :length]
+    for i, tap in enumerate(rest, 1):
+        y = torch.addcmul(y, tap, line[:, i : i + length])
+    return y
 
 
 def by_library(line: Tensor, taps: Tensor) -> Tensor:

@@ -154,8 +154,10 @@ class NeuralMemory(Mixer):
         qkv, tail = self.qkv(x, tail, mask)
         # [B, T, H, pairs, K]: a rule may take several pairs of keys and values a token.
         qkv = qkv.unflatten(-1, (-1, self.heads, self.width)).transpose(2, 3)
-        q, k, v = qkv.split([1, self.rule.pairs, self.rule.pairs], 3)
-        return unit(q).flatten(3), unit(k).flatten(3), v.flatten(3), tail
+        pairs = self.rule.pairs
+        qk, v = qkv.split([1 + pairs, pairs], 3)
+        q, k = unit(qk).split([1, pairs], 3)
+        return q.flatten(3), k.flatten(3), v.flatten(3), tail
 
     def recall(self, x: Tensor, q: Tensor, memory: MemoryState) -> Tensor:
         """Read with queries q `[B, T, D]` of the caller's own, writing nothing: `[B, T, D]` (Titans eq. 21)."""
