@@ -112,5 +112,5 @@ def compare(ours: Worker, theirs: Worker, pairs: int, tell: Callable[[str], None
         "times_faster": medians[1] / medians[0],
         "times_faster_in_each_pair": [theirs / ours for ours, theirs in seconds],
         "peak_mib": memory,
-        "times_less_memory": None if None in memory else memory[1] / memory[0],
+        "times_less_memory": None if None in memory or not memory[0] else memory[1] / memory[0],
     }

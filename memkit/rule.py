@@ -173,8 +173,7 @@ class Rule:
     point: where the gradient is taken, from (weight, slots, gates) as a mini-batch begins; linear in weight and slots.
         A bend belongs to `effective`.
     prepare: tokens (q, k, v, gates, `[B, T, H, ...]`) -> the same, once per call, each token by itself: feature
-        maps, implicit steps.
-    prepare_gates: gates that `prepare` reads besides those of the parts.
+        maps, implicit steps. prepare_gates: gates that it reads besides those of the parts.
     pairs: pairs of keys and values that a token brings: k `[B, T, H, pairs K]`, v `[B, T, H, pairs V]` (DeltaProduct).
     steps: writes that `prepare` makes of each token, `[B, steps T, H, ...]`, one behind the other; a token's query
         reads before its first or after its last.
@@ -257,8 +256,7 @@ class Rule:
 
 def _check_rule(rule: Rule) -> None:
     for name in ("mini_batch", "update_every", "window", "pairs", "steps"):
-        value = getattr(rule, name)
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value := getattr(rule, name), int) or value < 1:
             raise ValueError(f"rule {rule.name!r}: {name} is a count, so it must be an integer >= 1; got {value!r}.")
     if rule.weight.name != "weight" or rule.weight.per != "head":
         what = f"the gate of each gradient is called 'weight' and is per head; got {rule.weight}."

@@ -30,16 +30,22 @@ SEEN_ONCE = replace(titans(mini_batch=1, depth=1), effective=torch.tanh)
         (titans(mini_batch=1), "iterate: exact online gradients of a deep memory, a block at once"),
         (titans(mini_batch=1, depth=1), "solve: exact online gradients of a matrix, as one triangular system a block"),
         (memkit.build("rule", "mamba2"), "solve: its gradient does not see the weights, so all blocks run at once."),
-        (SEEN_ONCE, "dual: one token at a time, because mini_batch=1 updates the weights"),
+        (SEEN_ONCE, "step: one token at a time, because mini_batch=1 updates the weights"),
         (SEEN_ONCE, "and its effective weights are not linear in the raw ones."),
-        (not_linear(titans(), "optimizer"), "scan: token by token, because its optimizer 'momentum' is not linear"),
+        (not_linear(titans(), "optimizer"), "step: token by token, because its optimizer 'momentum' is not linear"),
         (not_linear(titans(), "optimizer"), "With update_every=n it would write once every n tokens, in parallel"),
-        (not_linear(titans(), "retention"), "scan: token by token, because its retention 'decay' is not linear"),
+        (not_linear(titans(), "retention"), "step: token by token, because its retention 'decay' is not linear"),
         (replace(titans(mini_batch=1), update_every=3), "write: one dense gradient every 3 tokens"),
         (
             replace(titans(mini_batch=1), update_every=3, point=at_decayed),
             "scan: token by token, because it writes once every 3 tokens; its gradient point changes from token",
         ),
+        (
+            replace(SEEN_ONCE, window=3),
+            "dual: one token at a time, because mini_batch=1 updates the weights that the next gradient sees at every "
+            "token, and its effective weights are not linear in the raw ones; each write uses 3 gradients",
+        ),
+        (replace(not_linear(titans(), "optimizer"), window=3), "scan: token by token, because its optimizer"),
         (titans(surprise_limit=2.5), "Departure from the paper: each token's gradient norm is limited to 2.5."),
     ],
 )
@@ -88,11 +94,24 @@ def test_rounds_are_checked(options: dict[str, Any], message: str) -> None:
         Case(titans(mini_batch=1)).memorize(**options)
 
 
+@pytest.mark.parametrize(
+    ("rule", "form"),
+    [
+        (titans(), "step"),
+        (memkit.build("rule", "delta_net"), "step"),
+        (replace(titans(mini_batch=1), update_every=3), "write"),
+        (replace(titans(), window=3), "dual"),
+    ],
+)
+def test_a_call_of_one_token_is_a_step_where_each_writes_its_own_gradient(rule: Rule, form: str) -> None:
+    assert plan.choose(rule, "auto", 1) == form
+
+
 def test_more_than_1024_tokens_one_at_a_time_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "_warned", set())
     Case(SEEN_ONCE, tokens=1024, batch=1).memorize()  # warnings are errors
     case = Case(SEEN_ONCE, tokens=1025, batch=1)
-    with pytest.warns(UserWarning, match=r"1025 tokens of rule 'titans' run one by one: dual: one token at") as told:
+    with pytest.warns(UserWarning, match=r"1025 tokens of rule 'titans' run one by one: step: one token at") as told:
         case.memorize()
     assert [warning.filename for warning in told] == [Case.memorize.__code__.co_filename]  # the caller's line
     case.memorize()

@@ -169,7 +169,7 @@ def test_a_memory_of_ones_own_keeps_the_laws() -> None:
 
 def test_parts_that_are_not_linear_keep_the_laws() -> None:
     sparse = rule_of(memkit.build("memory", "linear"), retention=memkit.build("retention", "elastic_net"))
-    assert memkit.explain(sparse).startswith("scan:")
+    assert memkit.explain(sparse).startswith("step:")
     thresholded = rule_of(memkit.build("memory", "linear"), effective=memkit.build("effective", "soft_threshold"))
     adaptive = rule_of(memkit.build("memory", "linear"), optimizer=memkit.build("optimizer", "adam", eps=0.1))
     adaptive = replace(adaptive, mini_batch=1, update_every=3)

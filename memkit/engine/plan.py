@@ -146,11 +146,15 @@ def fastest(rule: Rule) -> str:
         return "write"
     if not _not_solvable(rule):
         return "solve"
+    one_after_the_other = "scan" if _not_stepped(rule) else "step"
     if _not_linear(rule):
-        return "scan" if _not_expandable(rule) else "expand"
-    online = rule.sees_weights and rule.mini_batch == 1
+        return one_after_the_other if _not_expandable(rule) else "expand"
+    if not (rule.sees_weights and rule.mini_batch == 1):
+        return "dual"
     # Compiled code cannot look whether rounds settle.
-    return "iterate" if online and not _not_iterable(rule) and not torch.compiler.is_compiling() else "dual"
+    if not _not_iterable(rule) and not torch.compiler.is_compiling():
+        return "iterate"
+    return "dual" if rule.window > 1 else one_after_the_other
 
 
 def choose(rule: Rule, form: str, tokens: int, *, stacklevel: int = 4) -> str:
@@ -177,7 +181,7 @@ def choose(rule: Rule, form: str, tokens: int, *, stacklevel: int = 4) -> str:
 def one_by_one(rule: Rule) -> bool:
     """Whether the fastest form of this rule runs Python per token."""
     form = fastest(rule)
-    return form == "scan" or (form in ("dual", "expand") and rule.sees_weights and rule.mini_batch == 1)
+    return form in ("scan", "step") or (form in ("dual", "expand") and rule.sees_weights and rule.mini_batch == 1)
 
 
 def explain(rule: Rule) -> str:
@@ -192,25 +196,27 @@ def explain(rule: Rule) -> str:
     return text
 
 
-def _why_scan(rule: Rule) -> str:
-    obstacles = _not_linear(rule)
+def _why_one_by_one(rule: Rule) -> str:
+    form, obstacles = fastest(rule), _not_linear(rule)
+    if not obstacles:
+        obstacles = _not_iterable(rule) or ["compiled code cannot look whether rounds of 'iterate' settle"]
+        return (
+            f"{form}: one token at a time, because mini_batch=1 updates the weights that the next gradient sees at "
+            f"every token, and {'; '.join(obstacles)}. A larger mini_batch is parallel, and another rule."
+        )
     if rule.update_every > 1:
         obstacles += _not_a_write(rule)
     remedy = ""
     if rule.update_every == 1 and not (rule.optimizer.linear and rule.retention.linear):
         remedy = " With update_every=n it would write once every n tokens, in parallel: another rule."
-    return f"scan: token by token, because {'; '.join(obstacles)}.{remedy}"
+    return f"{form}: token by token, because {'; '.join(obstacles)}.{remedy}"
 
 
 def _why_dual(rule: Rule) -> str:
     if not rule.sees_weights:
         return "dual: its gradient does not see the weights, so blocks of any size run at once."
     if rule.mini_batch == 1:
-        obstacles = "; ".join(_not_iterable(rule)) or "compiled code cannot look whether rounds of 'iterate' settle"
-        return (
-            "dual: one token at a time, because mini_batch=1 updates the weights that the next gradient sees at "
-            f"every token, and {obstacles}. A larger mini_batch is parallel, and another rule."
-        )
+        return _why_one_by_one(rule)
     return (
         f"dual: every mini-batch of {rule.mini_batch} tokens runs at once, because its gradients see the same "
         "weights. A larger mini_batch is faster, and another rule."
@@ -251,7 +257,8 @@ def _why_expand(rule: Rule) -> str:
 
 
 _REASONS: dict[str, Callable[[Rule], str]] = {
-    "scan": _why_scan,
+    "scan": _why_one_by_one,
+    "step": _why_one_by_one,
     "dual": _why_dual,
     "solve": _why_solve,
     "iterate": _why_iterate,
