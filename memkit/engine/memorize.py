@@ -22,7 +22,7 @@ from memkit.engine.scan import Watch
 from memkit.engine.sweep import compiled, is_plain
 from memkit.engine.tape import without_autocast
 from memkit.masks import blank
-from memkit.rule import Gates, Rule, Tokens, identity
+from memkit.rule import Gates, Rule, Tokens, as_given, identity
 from memkit.state import Tree, map_tensors, tensors
 
 
@@ -136,10 +136,7 @@ def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:
     with _plain_mode(q):
         dtype = inputs.computation_dtype(q, *state.weights.values())
         q_, state = _ordinary((q, state))
-        q_ = q_.to(dtype)
-        k, v = (q_.new_zeros(*q.shape[:3], rule.pairs * width) for width in (q.shape[-1], value_dim))
-        gates = {name: q_.new_zeros(inputs.gate_shape(rule, gate, k, v)) for name, gate in rule.gates.items()}
-        q_ = _at_queries(rule, rule.prepare(Tokens(q_, k, v, gates)).q)
+        q_ = _prepared(rule, q_.to(dtype), value_dim)
         inputs.check_widths(rule, state, q_.shape[-1], value_dim)
         rows = to_rows(replace(state, slots={}, pending={}, window=None), dtype)  # a read needs no more
         weights = rows.weights
@@ -151,6 +148,15 @@ def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:
             }
         y = rule.memory.forward(lambda name, x: x @ weights[name], _flat(q_), rows.constants)
         return _unflat(y, q.shape[2]).to(q.dtype)
+
+
+def _prepared(rule: Rule, q: Tensor, value_dim: int) -> Tensor:
+    """Queries `[B, T, H, K]` as they meet the weights, beside keys, values and gates of 0."""
+    if rule.prepare is as_given:
+        return q
+    k, v = (q.new_zeros(*q.shape[:3], rule.pairs * width) for width in (q.shape[-1], value_dim))
+    gates = {name: q.new_zeros(inputs.gate_shape(rule, gate, k, v)) for name, gate in rule.gates.items()}
+    return _at_queries(rule, rule.prepare(Tokens(q, k, v, gates)).q)
 
 
 @torch.no_grad()
