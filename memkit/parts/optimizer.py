@@ -1,4 +1,7 @@
-"""Optimizers (memory algorithm): how a token's gradient becomes a step, on one weight."""
+"""Optimizers (memory algorithm): how a token's gradient becomes a step, on one weight.
+
+`torch.addcmul(x, a, b)` is x + a b in one pass over the matrix, where a product and a sum take two.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,13 @@ def gradient_step(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> t
 
 def momentum_step(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
     """S_t = momentum S_{t-1} - lr grad   (Titans eq. 10, 14)."""
-    step = gates["momentum"] * slots[0] - gates["lr"] * grad
+    step = torch.addcmul(gates["momentum"] * slots[0], gates["lr"], grad, value=-1)
     return step, (step,)
 
 
 def gathered_step(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
     """S_t = momentum S_{t-1} + grad   (ATLAS eq. 33; LaCT's M <- beta M + g)."""
-    gathered = gates["momentum"] * slots[0] + grad
+    gathered = torch.addcmul(grad, gates["momentum"], slots[0])
     return gathered, (gathered,)
 
 

@@ -26,7 +26,7 @@ def keep_all(weight: Tensor, step: Tensor, slots: Slots, gates: Gates) -> Tensor
 
 def keep_decayed(weight: Tensor, step: Tensor, slots: Slots, gates: Gates) -> Tensor:
     """M_t = (1 - decay) M_{t-1} + S_t   (Titans eq. 13)."""
-    return (1 - gates["decay"]) * weight + step
+    return torch.addcmul(step, 1 - gates["decay"], weight)  # one pass over the matrix
 
 
 def keep_sparse(weight: Tensor, step: Tensor, slots: Slots, gates: Gates) -> Tensor:
