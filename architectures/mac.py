@@ -121,7 +121,7 @@ class MemoryAsContext(Mixer):
             return x, state
         queries, tail = self.recalling(x, state.tail, mask)
         state = replace(state, tail=tail)
-        layout = lay_out(self.segment, mask, state.offset, state.phase, tokens, self.segment)
+        layout = lay_out(self.segment, mask, state.offset, state.phase, tokens, self.segment, completes=False)
         # Split all at once: the backward pass of every single slice would write a whole [B, T, D].
         lengths = [block.stop - block.start for block in layout.blocks]
         parts = zip(layout.to_slots(x).split(lengths, 1), layout.to_slots(queries).split(lengths, 1), strict=True)

@@ -70,3 +70,20 @@ def test_decoding_over_the_end_of_a_mini_batch(name: str) -> None:
             expected, reference = made(x, reference)
             for a, b in zip(tensors((y, state)), tensors((expected, reference)), strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch looks, not we
+def test_decoding_makes_few_programs() -> None:
+    """One for the first token, one for tokens that begin a mini-batch, one for all others; torch gives up at eight."""
+    made, programs = mixer("neural_memory"), []
+
+    def counted(program: Any, _: Any) -> Any:
+        programs.append(program)
+        return program.forward
+
+    step = torch.compile(made, fullgraph=True, backend=counted)
+    state = made.init_state(1)  # of parameters, which want gradients
+    with torch.no_grad():
+        for x in torch.randn(3 * PERIOD, 1, 1, DIM, dtype=torch.double):
+            _, state = step(x, state)
+    assert len(programs) == 3

@@ -47,6 +47,8 @@ def _anchor(rule: Rule, block: Block, rows: Rows, anchor: Weights, gates: Gates)
     if block.begins is False:
         return anchor
     fresh = {name: rule.effective(rule.point(x, rows.slots[name], gates)) for name, x in rows.weights.items()}
+    if rows.anchor:  # kept for a mini-batch, and no view of what was given, of which compiled code asks more
+        fresh = {name: x.clone() if x is rows.weights[name] else x for name, x in fresh.items()}
     return merge_trees(block.begins, anchor, fresh) if isinstance(block.begins, Tensor) else fresh
 
 
