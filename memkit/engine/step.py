@@ -23,7 +23,7 @@ from memkit.state import merge_trees
 def step(
     rule: Rule, tokens: Tokens, rows: Rows, blocks: list[Block], valid: Tensor | None, watch: Watch | None = None
 ) -> tuple[Tensor, Rows]:
-    """Run tokens (q, k, v `[N, L, ...]`, gates `[N, L]`) from `rows`.
+    """Run tokens (q, k, v and gates `[N, L, ...]`) from `rows`.
 
     Blocks of one token each and `valid` `[N, L]` come from the layout, for rows. `watch` receives (loss, surprise)
     `[N, 1]` of every token.
