@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from memkit.checks import in_range, not_negative
 from memkit.engine.memory_state import MemoryState, kept, require_rule
 from memkit.masks import check_masks
 from memkit.registry import nearest
@@ -90,6 +91,18 @@ def check_widths(rule: Rule, state: MemoryState, key_dim: int, value_dim: int) -
             f"keys of width {key_dim} and values of width {value_dim} need weights {wanted} under rule "
             f"{rule.name!r}, but the state holds {held}. Make the state with memkit.init_state(rule, ...)."
         )
+
+
+def check_rounds(form: str, rounds: int | None, tolerance: float | None) -> None:
+    """Raise `ValueError` unless one of the two is given, fits, and `iterate` is asked for."""
+    if form != "iterate":
+        raise ValueError(f"rounds and tolerance are for form='iterate'; got form={form!r}.")
+    if rounds is not None and tolerance is not None:
+        raise ValueError("give rounds or tolerance, not both: a fixed number of rounds looks at no change.")
+    if rounds is not None:
+        not_negative("rounds", rounds)
+    if tolerance is not None:
+        in_range("tolerance", tolerance, 0.0)
 
 
 def _check_gates(rule: Rule, k: Tensor, v: Tensor, gates: Gates) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.checks import in_range, not_negative, positive
+from memkit.checks import positive
 from memkit.documents import pieces
 from memkit.engine import inputs, plan
 from memkit.engine.few_rows import at_once, in_parts
@@ -80,7 +80,7 @@ def memorize(
     """
     positive("block_size", block_size)
     if rounds is not None or tolerance is not None:
-        _check_rounds(form, rounds, tolerance)
+        inputs.check_rounds(form, rounds, tolerance)
     taken = form if products is None else check_products(rule, form, products)
     how = How(taken, block_size, Rounds(rounds, tolerance), products)
     if recompute is None or torch.compiler.is_compiling():
@@ -95,18 +95,6 @@ def memorize(
 
     given = (q, k, v, dict(gates), mask, segment_ids)
     return in_groups(group, given, state, recompute) if k.shape[1] else group(given, state)
-
-
-def _check_rounds(form: str, rounds: int | None, tolerance: float | None) -> None:
-    """Raise `ValueError` unless one of the two is given, fits, and `iterate` is asked for."""
-    if form != "iterate":
-        raise ValueError(f"rounds and tolerance are for form='iterate'; got form={form!r}.")
-    if rounds is not None and tolerance is not None:
-        raise ValueError("give rounds or tolerance, not both: a fixed number of rounds looks at no change.")
-    if rounds is not None:
-        not_negative("rounds", rounds)
-    if tolerance is not None:
-        in_range("tolerance", tolerance, 0.0)
 
 
 def check_products(rule: Rule, form: str, products: torch.dtype) -> str:
