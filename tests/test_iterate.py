@@ -11,7 +11,7 @@ import torch
 from small_memory import TOKENS, Case, score, titans
 
 import memkit
-from memkit.engine import iterate
+from memkit.engine import few_rows, iterate
 from memkit.engine.memory_state import to_rows
 from memkit.engine.one_round import answering
 from memkit.rule import Rule
@@ -174,3 +174,14 @@ def test_the_gradient_of_settled_rounds_has_no_gradient_of_its_own() -> None:
     (first,) = torch.autograd.grad(score(*case.memorize(form="iterate")), case.k, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all tokens", "masked"])
+def test_a_batch_too_large_for_the_cache_runs_in_parts(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(ONLINE, batch=4)
+    mask = torch.rand(4, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8 if masked else None
+    expected = gradients(Case(ONLINE, batch=4), form="scan", mask=mask)
+    one_row = sum(x[0].nbytes for x in tensors((case.state.weights, case.state.slots)))
+    monkeypatch.setattr(few_rows, "CACHED", 3 * one_row // torch.get_num_threads())
+    assert few_rows.at_once(case.state) == 2
+    near(tuple(gradients(case, form="iterate", mask=mask)), tuple(expected))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from memkit.engine import coefficients
 from memkit.engine.channels import AnyEffect, ChannelEffect
+from memkit.engine.coefficients import Effect
 from memkit.engine.memory_state import Rows, Weights
 from memkit.rule import Rule
 
@@ -70,6 +71,13 @@ def recalled(effect: AnyEffect, x: Tensor, carry: Tensor, width: int) -> Tensor:
     if isinstance(effect, ChannelEffect) or not is_turned(carry, width):
         return met(effect, x) @ carry
     return weighted(effect.carry, x @ carry.mT)
+
+
+def recalled_back(effect: Effect, r: Tensor, carry: Tensor) -> Tensor:
+    """What r_t `[N, T, out]` hears of the carry's matrices turned over, P (r Z^T), `[N, T, in]`."""
+    if is_turned(carry, r.shape[-1]):
+        return mixed(effect.carry, r) @ carry
+    return weighted(effect.carry, r @ carry.mT)
 
 
 def weighted(carry: Tensor, found: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine import coefficients
-from memkit.engine.block import fold, for_queries, stacked, unstacked, written
+from memkit.engine.block import fold, for_queries, is_turned, stacked, turn_back, unstacked, written
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.dual import after, begin, observe_block, of_blocks, reader
 from memkit.engine.memory_state import Rows, Weights, cut
@@ -52,14 +52,14 @@ def iterate(
     may start inside of one. `watch` receives (loss, surprise) `[N, .]` of every block.
     """
     outputs = [tokens.v[:, :0]]
-    carry, anchor = stacked(rows), dict(rows.anchor)
+    carry, anchor = stacked(rows, turn=True), dict(rows.anchor)
     # No tokens are enough to see that every weight is used, and which makes the prediction.
     none = map_tensors(lambda x: x[:, :0], tokens)
     record(rule, none.k, none.v, none.gates, rows.weights, rows.constants)
-    solved = answering(rule, none.k, carry, rows.constants)
+    solved = answering(rule, none.k, rows.weights, rows.constants)
+    graph = graph_wanted((tokens, rows.weights, rows.slots, rows.constants))
     # Nobody keeps a carry that is left behind, unless for gradients or as an anchor.
-    keep = rows.anchor or graph_wanted((tokens, rows.weights, rows.slots, rows.constants))
-    spare = {} if keep else map_tensors(torch.empty_like, carry)
+    spare = {} if rows.anchor or graph else map_tensors(torch.empty_like, carry)
     lengths = [block.stop - block.start for block in blocks]
     steps = coefficients.probe(rule, tokens, valid)
     queue = deque(map(_Piece, blocks, cut(tokens, lengths), steps.cut(lengths), of_blocks(steps, lengths, point=True)))
@@ -94,7 +94,10 @@ def _after(carry: Weights, spare: Weights, own: Coefficients, tape: Tape) -> Wei
         n = own.last_carry.shape[-1]
         apart = (x.shape[0], n, x.shape[1] // n * x.shape[2])
         torch.bmm(own.last_carry, x.view(apart), out=spare[name].view(apart))
-        spare[name].baddbmm_(written(own.last_write, tape.inputs[name]).mT, tape.errors[name])
+        a, r = tape.inputs[name], tape.errors[name]
+        if is_turned(x, r.shape[-1]):
+            a, r = r, a
+        spare[name].baddbmm_(written(own.last_write, a).mT, r)
     return spare
 
 
@@ -116,7 +119,8 @@ def _last_points(seen: Effect, carry: Weights, tape: Tape, valid: Tensor | None,
     last_carry, last_write = seen.carry[each, last][:, None], seen.write[each, last][..., None]
     found = {}
     for name, x in carry.items():
-        found[name] = fold(last_carry, last_write, x, tape.inputs[name], tape.errors[name])
+        a, r = tape.inputs[name], tape.errors[name]
+        found[name] = turn_back(fold(last_carry, last_write, x, a, r), a.shape[-1], r.shape[-1])
         if valid is not None:
             found[name] = torch.where(valid.any(1)[:, None, None], found[name], anchor[name])
     return found

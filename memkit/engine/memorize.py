@@ -241,7 +241,9 @@ def _piece(
         return _at_once(rule, how, tokens, mask, state, watch)
 
     several = tokens.k.shape[1] >= 2 * min(rule.mini_batch, how.block_size)  # a lone block is not compiled
-    size = at_once(state) if several and how.form == "dual" and watch is None and compiled(rule) else 0
+    few = how.form == "iterate" or (several and how.form == "dual" and compiled(rule))
+    few = few and watch is None and not torch.compiler.is_compiling()
+    size = at_once(state) if few else 0
     given = (tokens, mask)
     return in_parts(part, given, state, size) if 0 < size < state.offset.shape[0] else part(given, state)
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.engine.block import heard
+from memkit.engine.block import heard, recalled, recalled_back
 from memkit.engine.coefficients import Effect
 from memkit.engine.memory_state import Weights
 from memkit.engine.solve import affine
@@ -53,7 +53,7 @@ class RoundResult(NamedTuple):
     cuts: list[tuple[Tensor, Tensor]]
 
 
-def answering(rule: Rule, k: Tensor, carry: Weights, constants: Weights) -> str | None:
+def answering(rule: Rule, k: Tensor, weights: Weights, constants: Weights) -> str | None:
     """The linear whose errors can be solved for: the one that makes the prediction, under a loss quadratic in it.
 
     k `[N, T, K]`: any keys, of T = 0 tokens too.
@@ -63,7 +63,7 @@ def answering(rule: Rule, k: Tensor, carry: Weights, constants: Weights) -> str 
     outputs: dict[str, Tensor] = {}
 
     def linear(name: str, x: Tensor) -> Tensor:
-        outputs[name] = x.new_zeros(*x.shape[:-1], carry[name].shape[-1])
+        outputs[name] = x.new_zeros(*x.shape[:-1], weights[name].shape[-1])
         return outputs[name]
 
     said = rule.memory.forward(linear, k, constants)
@@ -77,6 +77,7 @@ class Round:
         self.rule, self.given, self.solved, self.graph = rule, given, solved, graph
         self.unknown = tuple(name for name in given.carry if name != solved)
         self._affine = None if solved is None else affine(rule, given.tokens)
+        self._shapes = rule.memory.shapes(given.tokens.k.shape[-1], given.tokens.v.shape[-1])
         self._at_keys: dict[str, tuple[Tensor, Tensor]] = {}
 
     def old(self, found: RoundResult) -> dict[str, Tensor]:
@@ -124,13 +125,11 @@ class Round:
         """P (x Z), and how much x_t hears of each write; those of the keys are the same in every round."""
         if name in self._at_keys:
             return self._at_keys[name]
-        met = recall(self.given.seen, x, self._parts(name, x)), heard(self.given.seen, x, x)
+        seen, carry = self.given.seen, self.given.carry[name]
+        met = recalled(seen, x, carry, self._shapes[name][1]), heard(seen, x, x)
         if x is self.given.tokens.k:
             self._at_keys[name] = met
         return met
-
-    def _parts(self, name: str, x: Tensor) -> tuple[Tensor, ...]:
-        return self.given.carry[name].unflatten(1, (-1, x.shape[-1])).unbind(1)
 
     def _back(self, found: RoundResult, old: dict[str, Tensor]) -> None:
         """The errors, from the last linear to the first."""
@@ -151,8 +150,7 @@ class Round:
             if name == first or x is tokens.k:
                 continue
             with torch.set_grad_enabled(self.graph):
-                turned = tuple(part.mT for part in self._parts(name, x))
-                slope = recall(seen, r, turned)
+                slope = recalled_back(seen, r, self.given.carry[name])
                 written = r if rule.surprise_limit is None else old.get(name)
                 if written is not None:
                     slope.baddbmm_(heard(seen, r, written), x)
@@ -164,20 +162,6 @@ class Round:
         if self.graph:
             found.cuts.append((x, leaf))
         return leaf
-
-
-def recall(effect: Effect, x: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """P (x Z), `[N, T, out]`, Z being parts `[N, in, out]`; what is scaled by P is the narrower side."""
-    shares = effect.carry.split(1, -1)
-    if x.shape[-1] <= parts[0].shape[-1]:
-        out = (shares[0] * x) @ parts[0]
-        for share, part in zip(shares[1:], parts[1:], strict=True):
-            out.baddbmm_(share * x, part)
-        return out
-    out = shares[0] * (x @ parts[0])
-    for share, part in zip(shares[1:], parts[1:], strict=True):
-        out.addcmul_(share, x @ part)
-    return out
 
 
 def pull(

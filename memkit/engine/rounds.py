@@ -95,9 +95,9 @@ def _settled(go: Round, exact: int, tolerance: float) -> RoundResult | None:
     for n in range(1, exact + 1) if go.unknown else ():
         before, found = found, go(go.old(found))
         new, old = ([x.outputs[name] for name in go.unknown] for x in (found, before))
-        moved = _moved(new, old, scales)
         # What this round's errors write is one round ahead of what the linears say now.
-        furthest, left = _look(moved, change, rounds=2)
+        moved, numbers = _look(new, old, scales, change, rounds=2)
+        furthest, left = numbers.tolist()
         if not furthest < float("inf"):
             return None
         if left <= tolerance or n == exact:
@@ -114,26 +114,25 @@ def _scales(numbers: list[Tensor]) -> list[Tensor]:
     return [x.abs().amax((1, 2))[:, None].clamp(min=1e-30) for x in numbers]
 
 
-def _moved(found: list[Tensor], before: list[Tensor], scales: list[Tensor]) -> Tensor:
-    """The largest change at every token, `[N, L]`, relative to the scale of its row."""
-    changes = [(new - old).norm(float("inf"), -1) / s for new, old, s in zip(found, before, scales, strict=True)]
-    return changes[0] if len(changes) == 1 else torch.stack(changes).amax(0)
+def _look(
+    found: list[Tensor], before: list[Tensor], scales: list[Tensor], last: Tensor | None, *, rounds: int
+) -> tuple[Tensor, Tensor]:
+    """The largest change at every token, `[N, L]`, relative to the scale of its row; and two numbers: the largest of
+    all, infinite if it is none, and the one foreseen `rounds` from now.
 
-
-def _look(moved: Tensor, before: Tensor | None, *, rounds: int) -> tuple[float, float]:
-    """The largest change, infinite if it is no number, and the one foreseen `rounds` from now.
-
-    Where a token's change was c times as large as the one before, each to come is foreseen to be c times as large
-    again. A number is as far from settled as its next change is large.
+    Where a token's change was c times as large as the one before, `last`, each to come is foreseen to be c times as
+    large again. A number is as far from settled as its next change is large.
     """
+    changes = [(new - old).abs_().amax(-1) / s for new, old, s in zip(found, before, scales, strict=True)]
+    moved = changes[0] if len(changes) == 1 else torch.stack(changes).amax(0)
     if not moved.numel():
-        return 0.0, 0.0
+        return moved, moved.new_zeros(2)
     furthest = moved.amax()
-    ratio = torch.ones_like(moved) if before is None else moved / before.clamp(min=1e-30)
+    ratio = torch.ones_like(moved) if last is None else moved / last.clamp(min=1e-30)
     foreseen = (moved * ratio**rounds).amax()
-    furthest, foreseen = torch.stack([furthest, foreseen]).nan_to_num(nan=float("inf")).tolist()
+    furthest, foreseen = (x.nan_to_num(nan=float("inf"), posinf=float("inf")) for x in (furthest, foreseen))
     rounding = 64 * torch.finfo(moved.dtype).eps
-    return furthest, 0.0 if furthest <= rounding else min(furthest, foreseen)
+    return moved, torch.stack([furthest, torch.where(furthest <= rounding, 0, torch.minimum(furthest, foreseen))])
 
 
 class _Once(NamedTuple):
@@ -199,8 +198,6 @@ def _adjoint(once: _Once, back: Callable[[list[Tensor]], list[Tensor]], total: l
             total[i] = x
         if batched(found):  # all rounds, as nobody can look whether fewer do
             continue
-        moved = _moved(found, before, _scales(found))
-        _, left = _look(moved, change, rounds=1)
-        if left <= once.tolerance:
+        change, numbers = _look(found, before, _scales(found), change, rounds=1)
+        if numbers.tolist()[1] <= once.tolerance:
             break
-        change = moved
