@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from memkit.engine.block import is_turned, kept, mixed, plus_product, recalled, weighted, written
+from memkit.engine.block import is_turned, kept, mixed, plus_product, recalled, weighted, with_product, written
 from memkit.engine.coefficients import Coefficients, Effect
 from memkit.engine.memory_state import Weights
 
@@ -30,7 +30,7 @@ def ask(effect: Effect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> tuple
     scores = x.bmm(a.mT)
     found = x.bmm(carry.mT) if is_turned(carry, r.shape[-1]) else None
     y = recalled(effect, x, carry, r.shape[-1]) if found is None else weighted(effect.carry, found)
-    return plus_product(y, scores * effect.write, r), Asked(scores, found)
+    return with_product(y, scores * effect.write, r), Asked(scores, found)
 
 
 class Slopes:

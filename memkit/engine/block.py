@@ -63,7 +63,7 @@ def heard(effect: AnyEffect, x: Tensor, a: Tensor) -> Tensor:
 
 def read(effect: AnyEffect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> Tensor:
     """x_t times the matrix that token t sees: P (x Z) + ((x a^T) * C) r, `[N, T, out]`."""
-    return plus_product(recalled(effect, x, carry, r.shape[-1]), heard(effect, x, a), r)
+    return with_product(recalled(effect, x, carry, r.shape[-1]), heard(effect, x, a), r)
 
 
 def recalled(effect: AnyEffect, x: Tensor, carry: Tensor, width: int) -> Tensor:
@@ -119,7 +119,12 @@ def fold(last_carry: Tensor, last_write: Tensor, carry: Tensor, a: Tensor, r: Te
     """What m numbers an entry are after the block, `[N, m * in, out]`: (weight, slots), or some sum of them."""
     if is_turned(carry, r.shape[-1]):
         a, r = r, a
-    return plus_product(kept(last_carry, carry), written(last_write, a).mT, r)
+    return with_product(kept(last_carry, carry), written(last_write, a).mT, r)
+
+
+def with_product(total: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """total + x y; a compiler makes the sum on its way to what comes next, as its sums in place begin with a copy."""
+    return total + x.bmm(y).to(total.dtype) if torch.compiler.is_compiling() else plus_product(total, x, y)
 
 
 def plus_product(total: Tensor, x: Tensor, y: Tensor) -> Tensor:
