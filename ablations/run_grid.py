@@ -126,7 +126,7 @@ def _describe(grid: Grid, task: Any) -> dict[str, Any]:
         "report": grid.report.model_dump(),
         "definition": {  # all that the numbers of one seed depend on
             "task": {"name": grid.task_config.name, **grid.task_config.options},
-            "train": grid.settings().model_dump(exclude={"seed"}),
+            "train": grid.settings().model_dump(exclude={"seed", "compile"}),
             "variants": grid.architectures(),
             **({"imports": {Path(file).name: found for file, found in _digests(grid).items()}} if grid.imports else {}),
         },

@@ -45,6 +45,12 @@ def everything(case: Case, **options: Any) -> list[torch.Tensor]:
     return tensors(tuple(outcome(called, given)))
 
 
+def everything_as_written(case: Case) -> list[torch.Tensor]:
+    """The same where nothing is compiled."""
+    with memkit.compile_blocks(False):
+        return everything(case)
+
+
 def graphs() -> int:
     """How many have been compiled."""
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -100,6 +106,22 @@ def test_models_of_one_shape_share_what_is_compiled() -> None:
     assert graphs() == 2  # forward and back
 
 
+def test_texts_of_all_lengths_share_what_is_compiled() -> None:
+    """And documents: what differs is how many blocks there are."""
+    with memkit.compile_blocks(backend="aot_eager"):
+        for tokens in (8, 12, 24):
+            everything(Case(tokens=tokens))
+        everything(Case(tokens=24), segment_ids=torch.tensor([0] * 12 + [1] * 12).expand(3, 24))
+    assert graphs() == 2  # forward and back
+
+
+def test_beyond_the_limit_blocks_run_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "RECOMPILE_LIMIT", 1)
+    with torch._dynamo.config.patch(recompile_limit=1), memkit.compile_blocks(backend="aot_eager"):
+        for batch in (2, 3, 4):
+            assert_near(everything(Case(batch=batch)), everything_as_written(Case(batch=batch)))
+
+
 @pytest.mark.parametrize("tokens", [1, 4], ids=["a token", "a mini-batch"])
 def test_a_lone_block_runs_as_written(tokens: int) -> None:
     with memkit.compile_blocks(backend="aot_eager"):
@@ -116,6 +138,11 @@ def test_the_setting_ends_with_its_context_and_else_stays() -> None:
     assert compiled.preparing() is compiled.as_written
     memkit.compile_blocks()
     assert compiled.preparing() is not compiled.as_written
+    again = memkit.compile_blocks()
+    memkit.compile_blocks(False)
+    assert compiled.preparing() is compiled.as_written
+    with again:
+        assert compiled.preparing() is not compiled.as_written
     memkit.compile_blocks(False)
     assert compiled.preparing() is compiled.as_written
 

@@ -43,7 +43,12 @@ def test_it_keeps_the_precision_of_its_taps(dtype: torch.dtype) -> None:
 
 def test_what_the_library_is_not_for() -> None:
     conv = ShortConv(6)
-    for line in (torch.randn(2, 8, 6).double(), torch.randn(2, 8, 6, device="meta"), *map(torch.zeros, EMPTY)):
+    for line in (
+        torch.randn(2, 8, 6).double(),
+        torch.randn(2, 8, 6).half(),
+        torch.randn(2, 8, 6, device="meta"),
+        *map(torch.zeros, EMPTY),
+    ):
         assert not has_library(line, conv.taps)
     y, after = conv(torch.zeros(2, 0, 6), torch.ones(2, 3, 6))
     assert y.shape == (2, 0, 6) and torch.equal(after, torch.ones(2, 3, 6))

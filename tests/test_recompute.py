@@ -124,6 +124,21 @@ def test_the_second_run_meets_the_autocast_of_the_first() -> None:
     assert first == again == (True, torch.float16) and not outside[0] and not after[0]
 
 
+@pytest.mark.parametrize("name", ["delta_net", "mamba2", "titans", "omega"])
+def test_autocast_rounds_no_gradient_of_the_memory(name: str) -> None:
+    """The way back has products of its own, which autocast would round."""
+    rule, found = memkit.build("rule", name), []
+    for recompute in (None, 4):
+        case = Case(rule, dtype=torch.float32)
+        leaves = case.leaves()
+        with torch.autocast("cpu", torch.bfloat16):
+            y, _ = case.memorize(recompute=recompute)
+        y.square().sum().backward()
+        found.append([x.grad for x in leaves if x.grad is not None])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_a_layer_keeps_its_inputs_and_states_alone() -> None:
     kept = []
     for recompute in (None, 16):

@@ -101,13 +101,14 @@ def written(last_write: Tensor, a: Tensor) -> Tensor:
     return mixed(last_write, a)
 
 
-def kept(last_carry: Tensor, carry: Tensor) -> Tensor:
-    """What is left of the carry, `[N, m * in, out]`; last_carry `[N, (K,) m, n]`."""
-    n = last_carry.shape[-1]
+def kept(last_carry: Tensor, carry: Tensor, out: Tensor | None = None) -> Tensor:
+    """What is left of the carry, `[N, m * in, out]`; last_carry `[N, (K,) m, n]`. out: memory that may be used."""
+    m, n = last_carry.shape[-2:]
     split = carry.unflatten(1, (n, carry.shape[1] // n))  # [N, n, in, out]; N may be 0, which leaves no size to infer
     if last_carry.dim() == 3:
         by_part = last_carry[..., None, None]  # [N, m, n, 1, 1]: a sum over n, as no product this narrow is fast
-        total = by_part[:, :, 0] * split[:, None, 0]
+        into = None if out is None else out.unflatten(1, (m, split.shape[2]))
+        total = torch.mul(by_part[:, :, 0], split[:, None, 0], out=into)
         for i in range(1, n):
             total.addcmul_(by_part[:, :, i], split[:, None, i])
         return total.flatten(1, 2)
@@ -115,11 +116,16 @@ def kept(last_carry: Tensor, carry: Tensor) -> Tensor:
     return by_key.transpose(1, 2).flatten(1, 2)
 
 
-def fold(last_carry: Tensor, last_write: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> Tensor:
-    """What m numbers an entry are after the block, `[N, m * in, out]`: (weight, slots), or some sum of them."""
+def fold(
+    last_carry: Tensor, last_write: Tensor, carry: Tensor, a: Tensor, r: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """What m numbers an entry are after the block, `[N, m * in, out]`: (weight, slots), or some sum of them.
+
+    out: memory that may be used, where no gradient is wanted.
+    """
     if is_turned(carry, r.shape[-1]):
         a, r = r, a
-    return with_product(kept(last_carry, carry), written(last_write, a).mT, r)
+    return with_product(kept(last_carry, carry, out), written(last_write, a).mT, r)
 
 
 def with_product(total: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ Prepare = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Makes of a block's program another one that does the same."""
 
 RECOMPILE_LIMIT = 256
-"""Shapes and rules that a block may be compiled for; torch gives up after 8, which a grid of models exceeds."""
+"""Shapes and rules that a block may be compiled for; torch's own limit of 8 is too few for a grid of models."""
 
 _backend: str | None = None
 
@@ -31,6 +31,9 @@ class compile_blocks:
     they are and gates per head, in calls of several blocks. Everything else, and all that `torch.compile` already
     compiles, runs as it is. On a CPU torch needs a C++ compiler.
 
+    It is one setting for the process, all threads included. A block is compiled for every number of rows, and after
+    256 programs runs as it is written.
+
     enabled: False runs blocks as they are written, which is how memkit begins. backend: of `torch.compile`. Raises
     `ValueError` for a backend that torch does not have.
     """
@@ -40,11 +43,17 @@ class compile_blocks:
         known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
             raise ValueError(f"{backend!r} is no backend of torch.compile. {nearest(backend, known)}")
-        self._before = _backend
-        _backend = backend if enabled else None
+        if enabled and not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+            raise ValueError(
+                f"torch {torch.__version__} compiles no gradients that are taken inside of a block. Use a newer torch, "
+                "or leave blocks as they are written."
+            )
+        self._before, self._now = _backend, backend if enabled else None
+        _backend = self._now
 
     def __enter__(self) -> None:
-        pass
+        global _backend
+        _backend = self._now
 
     def __exit__(self, *_: object) -> None:
         global _backend
@@ -64,6 +73,7 @@ def preparing() -> Prepare:
 @cache
 def compiler_of(backend: str) -> Prepare:
     """What compiles programs with a backend, each once."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit  # late, because torch's compiler is a second to import
 
     @cache
     def prepared(program: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,8 +82,12 @@ def compiler_of(backend: str) -> Prepare:
         @wraps(program)
         def called(*given: Any, **how: Any) -> Any:
             # Gradients are taken inside of a block, of tensors that are made there; nothing has a graph outside.
-            with torch.no_grad(), torch._dynamo.config.patch(trace_autograd_ops=True, recompile_limit=RECOMPILE_LIMIT):
-                return compiled(*given, **how)
+            limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+            with torch.no_grad(), torch._dynamo.config.patch(trace_autograd_ops=True, recompile_limit=limit):
+                try:
+                    return compiled(*given, **how)
+                except FailOnRecompileLimitHit:
+                    return program(*given, **how)
 
         return called
 

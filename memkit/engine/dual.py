@@ -129,10 +129,12 @@ def reader(effect: AnyEffect, carry: Weights, tape: Tape) -> Linear:
     return lambda name, x: read(effect, x, carry[name], tape.inputs[name], tape.errors[name])
 
 
-def after(carry: Weights, own: AnyCoefficients, tape: Tape) -> Weights:
-    """(Weight, slots) after the block."""
+def after(carry: Weights, own: AnyCoefficients, tape: Tape, spare: Weights | None = None) -> Weights:
+    """(Weight, slots) after the block, in the spare memory if there is some: new memory costs more than the sums."""
+    into = spare or {}
     return {
-        name: fold(own.last_carry, own.last_write, x, tape.inputs[name], tape.errors[name]) for name, x in carry.items()
+        name: fold(own.last_carry, own.last_write, x, tape.inputs[name], tape.errors[name], into.get(name))
+        for name, x in carry.items()
     }
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine import coefficients
-from memkit.engine.block import fold, for_queries, is_turned, stacked, turn_back, unstacked, written
+from memkit.engine.block import fold, for_queries, stacked, turn_back, unstacked
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.dual import after, begin, observe_block, of_blocks, reader
 from memkit.engine.memory_state import Rows, Weights, cut
@@ -80,25 +80,10 @@ def iterate(
             anchor = _last_points(seen, carry, tape, there, anchor) if rows.anchor else {}
         observe_block(watch, tape, size)
         outputs.append(rule.memory.forward(reader(for_queries(rule, own.weight), carry, tape), here.q, rows.constants))
-        carry, spare = _after(carry, spare, own, tape), carry if spare else {}
+        carry, spare = after(carry, own, tape, spare), carry if spare else {}
     weights, slots = unstacked(carry, rows)
     anchor = {name: anchor[name] for name in rows.anchor}
     return torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots, anchor=anchor)
-
-
-def _after(carry: Weights, spare: Weights, own: Coefficients, tape: Tape) -> Weights:
-    """(Weight, slots) after the block, in the spare memory if there is some: new memory costs more than the sums."""
-    if not spare:
-        return after(carry, own, tape)
-    for name, x in carry.items():
-        n = own.last_carry.shape[-1]
-        apart = (x.shape[0], n, x.shape[1] // n * x.shape[2])
-        torch.bmm(own.last_carry, x.view(apart), out=spare[name].view(apart))
-        a, r = tape.inputs[name], tape.errors[name]
-        if is_turned(x, r.shape[-1]):
-            a, r = r, a
-        spare[name].baddbmm_(written(own.last_write, a).mT, r)
-    return spare
 
 
 def _at_points(own: Coefficients, mini_batch: int) -> Effect:

@@ -19,7 +19,7 @@ from memkit.engine.recompute import in_groups
 from memkit.engine.rounds import Rounds
 from memkit.engine.run import How, run
 from memkit.engine.scan import Watch
-from memkit.engine.sweep import compiled, is_plain
+from memkit.engine.sweep import compiles_blocks, is_plain
 from memkit.engine.tape import without_autocast
 from memkit.masks import blank
 from memkit.rule import Gates, Rule, Tokens, as_given, identity
@@ -61,8 +61,8 @@ def memorize(
     form: "auto", which takes the fastest exact one, or one by name: "scan" (the definition), "dual" (blocks at
     once), "solve" (matrix memories, exact online), "iterate" (deep memories, exact online), "write" (writes of
     `update_every` tokens), "expand" (optimizers that turn their steps, as Muon does), "step" (one token after the
-    other, which is what a call of a single token takes); `explain` says more. Never chosen, as nobody has measured
-    it: "triton" ("dual" with a kernel, for an MLP of depth 2; see `triton_dual`).
+    other: what a call of a single token takes, and a rule that no faster form fits); `explain` says more. Never
+    chosen, as nobody has measured it: "triton" ("dual" with a kernel, for an MLP of depth 2; see `triton_dual`).
     block_size: how many tokens the engine takes at once at most; it never changes the answer.
     rounds, tolerance: when "iterate" stops: after so many rounds, unlooked and exact only for the first `rounds` + 1
     gradient points of a block; or when what the weights say is foreseen to be `tolerance` of a row's largest number
@@ -74,15 +74,17 @@ def memorize(
     products: what blocks multiply in: torch.bfloat16 is faster where a machine has units for it, and rounds keys,
     values, weights and errors as they enter a product. Coefficients, and what is carried from block to block and
     returned as the state, stay as they are. None multiplies in float32 or better. For rules that take the form "dual"
-    with blocks of the plainest kind: gradients at the weights as they are, and gates per head.
+    with blocks of the plainest kind: gradients at the weights as they are, and gates per head. A call of one token,
+    which has no block to multiply, is not rounded.
     Returns y `[B, T, H, V]` in v's dtype, 0 at masked tokens, and the state after the last token, in float32 or
     better. Gradients flow to q, k, v, gates and the state. Raises `ValueError` for what does not fit.
     """
     positive("block_size", block_size)
     if rounds is not None or tolerance is not None:
         inputs.check_rounds(form, rounds, tolerance)
-    taken = form if products is None else check_products(rule, form, products)
-    how = How(taken, block_size, Rounds(rounds, tolerance), products)
+    if products is not None:
+        check_products(rule, form, products)
+    how = How(form, block_size, Rounds(rounds, tolerance), products)
     if recompute is None or torch.compiler.is_compiling():
         return _memorize(rule, q, k, v, gates, state, mask, segment_ids, how, None)
     positive("recompute", recompute)
@@ -97,8 +99,8 @@ def memorize(
     return in_groups(group, given, state, recompute) if k.shape[1] else group(given, state)
 
 
-def check_products(rule: Rule, form: str, products: torch.dtype) -> str:
-    """The form that multiplies in products of this dtype; `ValueError` unless they are for the rule."""
+def check_products(rule: Rule, form: str, products: torch.dtype) -> None:
+    """Raise `ValueError` unless products of this dtype are for the rule."""
     if not isinstance(products, torch.dtype) or not products.is_floating_point or products.itemsize < 2:
         raise ValueError(f"products is a floating-point dtype of 16 bits or more, as torch.bfloat16; got {products!r}.")
     require_rule(rule)
@@ -108,7 +110,6 @@ def check_products(rule: Rule, form: str, products: torch.dtype) -> str:
             f"products={products} is for the form 'dual' of rules that take gradients at the weights as they are, with "
             f"gates per head, no window and no limit; rule {rule.name!r} in the form {taken!r} is none. Leave it out."
         )
-    return taken
 
 
 def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:
@@ -241,7 +242,7 @@ def _piece(
         return _at_once(rule, how, tokens, mask, state, watch)
 
     several = tokens.k.shape[1] >= 2 * min(rule.mini_batch, how.block_size)  # a lone block is not compiled
-    few = how.form == "iterate" or (several and how.form == "dual" and compiled(rule))
+    few = how.form == "iterate" or (several and how.form == "dual" and compiles_blocks(rule))
     few = few and watch is None and not torch.compiler.is_compiling()
     size = at_once(state) if few else 0
     given = (tokens, mask)

@@ -112,14 +112,14 @@ class Round:
         return found._replace(squared_surprise=squared)
 
     def _out(self, found: RoundResult, name: str, x: Tensor, r: Tensor | None) -> Tensor:
-        recalled, hears = self._meets(name, x)
+        at_carry, hears = self._meets(name, x)
         if name == self.solved and self._affine is not None:
             at_zero, slope = self._affine
-            side = torch.addcmul(at_zero, slope, recalled)
+            side = torch.addcmul(at_zero, slope, at_carry)
             # Strictly lower; the diagonal of 1 is implied.
             found.errors[name] = torch.linalg.solve_triangular(-slope * hears, side, upper=False, unitriangular=True)
             r = found.errors[name]
-        return recalled if r is None else torch.baddbmm(recalled, hears, r)
+        return at_carry if r is None else torch.baddbmm(at_carry, hears, r)
 
     def _meets(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """P (x Z), and how much x_t hears of each write; those of the keys are the same in every round."""

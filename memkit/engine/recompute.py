@@ -100,24 +100,24 @@ class _Recomputed(torch.autograd.Function):
         given, own = saved[: groups.given], list(saved[groups.given : groups.given + groups.own])
         rest = iter(saved[groups.given + groups.own :])
         states = [with_tensors(like, rest) for like in groups.states]
-        into, later = _Sums(given, wanted), list(following)
-        with torch.enable_grad(), ctx.autocast():
-            for (here, part), state in reversed(list(zip(groups.cut(given), states, strict=True))):
-                first = wanted[groups.given + groups.own :] if here.start == 0 else None
-                leaves = [_leaf(x, w) for x, w in zip(part, wanted, strict=False)]
-                begun = [_leaf(x, True if first is None else first[i]) for i, x in enumerate(tensors(state))]
+        into, later = _Sums(given), list(following)
+        for (here, part), state in reversed(list(zip(groups.cut(given), states, strict=True))):
+            first = wanted[groups.given + groups.own :] if here.start == 0 else None
+            leaves = [_leaf(x, w) for x, w in zip(part, wanted, strict=False)]
+            begun = [_leaf(x, True if first is None else first[i]) for i, x in enumerate(tensors(state))]
+            with torch.enable_grad(), ctx.autocast():  # not the way back, which it would round
                 y, after = groups.run(with_tensors(groups.like, leaves), with_tensors(state, begun))
-                slopes = [None if arriving is None else arriving[:, here], *later]
-                found = _slopes([y, *tensors(after)], slopes, [*leaves, *own, *begun])
-                into.add(here, found[: groups.given], found[groups.given : groups.given + groups.own])
-                later = found[groups.given + groups.own :]
+            slopes = [None if arriving is None else arriving[:, here], *later]
+            found = _slopes([y, *tensors(after)], slopes, [*leaves, *own, *begun])
+            into.add(here, found[: groups.given], found[groups.given : groups.given + groups.own])
+            later = found[groups.given + groups.own :]
         return None, *into.given, *into.own, *later
 
 
 class _Sums:
     """The slopes of all tokens, and the sums over groups of those of parameters."""
 
-    def __init__(self, given: Sequence[Tensor], wanted: Sequence[bool]) -> None:
+    def __init__(self, given: Sequence[Tensor]) -> None:
         self._shapes = [x.shape for x in given]
         self.given: Slopes = [None] * len(given)
         self.own: Slopes = []

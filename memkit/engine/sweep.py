@@ -39,7 +39,7 @@ def sweeps(rule: Rule) -> bool:
     return is_plain(rule) and not torch.compiler.is_compiling()
 
 
-def compiled(rule: Rule) -> bool:
+def compiles_blocks(rule: Rule) -> bool:
     """Whether torch compiles the blocks that are swept of a rule."""
     return sweeps(rule) and preparing() is not as_written
 

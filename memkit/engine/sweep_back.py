@@ -13,7 +13,7 @@ from memkit.engine.between import Sums, Writing, passed, write_pass
 from memkit.engine.block import is_turned
 from memkit.engine.coefficients import Coefficients
 from memkit.engine.memory_state import Weights
-from memkit.engine.sweep_forward import Found, Given, Kept, Run, blocks
+from memkit.engine.sweep_forward import Found, Given, Kept, Run
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors, tensors, with_tensors
 
@@ -26,11 +26,11 @@ def backward(run: Run, given: Given, kept: tuple[Kept, ...], slope: Found) -> Gi
     wide = torch.promote_types(given.tokens.k.dtype, torch.float32)
     constants = map_tensors(lambda x: torch.zeros_like(x, dtype=wide), given.constants)
     found = []
-    here = blocks((given.tokens, given.own))
-    ys = slope.y.unbind(1)
+    here = run.blocks((given.tokens, given.own, slope.y))
     block_back = run.prepared(_block_back)
     for j in reversed(range(len(kept))):
-        back = block_back(run.rule, *here[j], kept[j], given.constants, ys[j], carry)
+        tokens, own, y = here[j]
+        back = block_back(run.rule, tokens, own, kept[j], given.constants, y, carry)
         carry, anchor = _anchored(run.begins[j], back, anchor)
         constants = {name: x + back.constants[name] for name, x in constants.items()}
         found.append((back.tokens, back.own))

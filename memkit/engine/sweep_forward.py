@@ -59,11 +59,20 @@ class Run(NamedTuple):
     begins: tuple[Tensor | bool, ...]
     prepared: Prepare = as_written
 
+    def blocks(self, tree: Tree) -> list[Tree]:
+        """A tree of tensors `[N, blocks, ...]` as one for each block.
+
+        What is compiled takes copies: the strides of views say how many blocks there are, and of every other number
+        of them torch would make another program.
+        """
+        parts = ([x if self.prepared is as_written else x.contiguous() for x in y.unbind(1)] for y in tensors(tree))
+        return [with_tensors(tree, here) for here in zip(*parts, strict=True)]
+
 
 def forward(run: Run, given: Given, kept: list[Kept] | None) -> Found:
     """Run the blocks, all tensors detached; `kept` receives what each leaves."""
     outputs, carry, anchor, block = [], given.carry, given.anchor, run.prepared(_block)
-    for begins, (here, own) in zip(run.begins, blocks((given.tokens, given.own)), strict=True):
+    for begins, (here, own) in zip(run.begins, run.blocks((given.tokens, given.own)), strict=True):
         anchor = _begun(run.rule, begins, carry, anchor, here)
         y, following, left = block(run.rule, here, own, carry, anchor, given.constants, keep=kept is not None)
         if kept is not None:
@@ -80,18 +89,13 @@ def plain(run: Run, given: Given) -> Found:
     coefficients, because it is their slopes that the sweep hands on.
     """
     rule, outputs, carry, anchor = run.rule, [], given.carry, given.anchor
-    for begins, (here, own) in zip(run.begins, blocks((given.tokens, given.own)), strict=True):
+    for begins, (here, own) in zip(run.begins, run.blocks((given.tokens, given.own)), strict=True):
         anchor = _begun(rule, begins, carry, anchor, here)
         weights, past = lowered((anchor, carry), here.k.dtype)
         tape = record(rule, here.k, here.v, here.gates, weights, given.constants)
         outputs.append(rule.memory.forward(reader(own.weight, past, tape), here.q, given.constants))
         carry = after(carry, own, tape)
     return Found(torch.stack(outputs, 1), carry, anchor)
-
-
-def blocks(tree: Tree) -> list[Tree]:
-    """A tree of tensors `[N, blocks, ...]` as one for each block."""
-    return [with_tensors(tree, here) for here in zip(*(x.unbind(1) for x in tensors(tree)), strict=True)]
 
 
 def _begun(rule: Rule, begins: Tensor | bool, carry: Weights, anchor: Weights, here: Tokens) -> Weights:
