@@ -1,6 +1,6 @@
 #!/bin/sh
 # Measure every row of the benchmark page on this machine, which should have nothing else to do, and write
-# FOLDER/bench.html. About 35 minutes on two cores; the minutes of each part stand beside it.
+# FOLDER/bench.html. About 45 minutes on two cores; the minutes of each part stand beside it.
 #
 #     benchmarks/page.sh [FOLDER]
 #
@@ -36,5 +36,5 @@ bench rounds --threads 1                                        # 2
 bench rules --threads 1                                         # 5
 bench decode --threads 1                                        # 1
 bench length --threads 1                                        # 5
-bench models --threads 1                                        # 6
+bench models --threads 1                                        # 12
 bench stream --threads 2                                        # 10, two models at a time
