@@ -244,9 +244,9 @@ def _piece(
     several = tokens.k.shape[1] >= 2 * min(rule.mini_batch, how.block_size)  # a lone block is not compiled
     few = how.form == "iterate" or (several and how.form == "dual" and compiles_blocks(rule))
     few = few and watch is None and not torch.compiler.is_compiling()
-    size = at_once(state) if few else 0
-    given = (tokens, mask)
-    return in_parts(part, given, state, size) if 0 < size < state.offset.shape[0] else part(given, state)
+    batch, given = state.offset.shape[0], (tokens, mask)
+    size = at_once(state) if few else batch
+    return in_parts(part, given, state, size) if size < batch else part(given, state)
 
 
 def _at_once(
