@@ -13,7 +13,7 @@ from small_memory import TOKENS, Case, score, titans
 import memkit
 from memkit.engine import few_rows, iterate
 from memkit.engine.memory_state import to_rows
-from memkit.engine.one_round import answering
+from memkit.engine.one_round import wiring
 from memkit.rule import Rule
 from memkit.state import map_tensors, tensors
 from memkit.testing.outcome import functional
@@ -139,7 +139,7 @@ def test_rounds_settle_on_the_definition_and_so_do_their_gradients(name: str) ->
     with torch.no_grad():
         near(case.memorize(form="iterate"), case.memorize(form="scan"))
         rows = to_rows(case.state, case.dtype)
-        assert answering(rule, case.k.transpose(1, 2).flatten(0, 1)[:, :0], rows.weights, rows.constants) == solved
+        assert wiring(rule, case.k.transpose(1, 2).flatten(0, 1)[:, :0], rows.weights, rows.constants).solved == solved
     near(tuple(gradients(case, form="iterate")), tuple(gradients(case, form="scan")))
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from memkit.engine.block import is_turned, kept, mixed, plus_product, recalled, weighted, with_product, written
+from memkit.engine.block import is_turned, kept, mixed, plus_product, weighted, with_product, written
 from memkit.engine.coefficients import Coefficients, Effect
 from memkit.engine.memory_state import Weights
 
@@ -25,38 +25,56 @@ class Asked(NamedTuple):
     found: Tensor | None
 
 
+class Read(NamedTuple):
+    """One read, y = P (x Z) + ((x a^T) * C) r, that was asked; r is None where x saw no writes."""
+
+    effect: Effect
+    x: Tensor
+    carry: Tensor
+    a: Tensor
+    r: Tensor | None
+    asked: Asked
+
+
+def recall(effect: Effect, x: Tensor, carry: Tensor, a: Tensor, *, turned: bool) -> tuple[Tensor, Asked]:
+    """What x_t hears of the carry, P (x Z), `[N, T, out]`, and what the gradient of a read needs.
+
+    A turned carry is read as its transpose; that of another one is what errors see on the way back.
+    """
+    scores = x.bmm(a.mT)
+    if not turned:
+        return mixed(effect.carry, x).bmm(carry), Asked(scores, None)
+    found = x.bmm(carry.mT)
+    return weighted(effect.carry, found), Asked(scores, found)
+
+
 def ask(effect: Effect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> tuple[Tensor, Asked]:
     """`block.read`, and what its gradient needs."""
-    scores = x.bmm(a.mT)
-    found = x.bmm(carry.mT) if is_turned(carry, r.shape[-1]) else None
-    y = recalled(effect, x, carry, r.shape[-1]) if found is None else weighted(effect.carry, found)
-    return with_product(y, scores * effect.write, r), Asked(scores, found)
+    y, asked = recall(effect, x, carry, a, turned=is_turned(carry, r.shape[-1]))
+    return with_product(y, asked.scores * effect.write, r), asked
 
 
 class Slopes:
     """A block's coefficients, inputs a and errors r, by the names of the weights; and the sums of slopes of them.
 
-    of_carry and of_weights, the weights that gradients saw, lie as the carries do.
+    of_weight, of_point and of_last: of the coefficients, by "carry" and "write". of_carry and of_weights, the weights
+    that gradients saw, lie as the carries do.
     """
 
-    def __init__(self, own: Coefficients) -> None:
-        self.coefficients = own
-        self.inputs: Weights = {}
-        self.errors: Weights = {}
+    def __init__(self, own: Coefficients, inputs: Weights, errors: Weights) -> None:
+        self.coefficients, self.inputs, self.errors = own, inputs, errors
         self.of_carry: Weights = {}
         self.of_weights: Weights = {}
         self.of_inputs: Weights = {}
         self.of_errors: Weights = {}
-        self._of_own: dict[str, Tensor] = {}
+        self.of_weight: Weights = {}
+        self.of_point: Weights = {}
+        self.of_last: Weights = {}
 
     def own(self) -> Coefficients:
         """The slopes of the coefficients."""
-        effect = Effect(self._of_own["carry"], self._of_own["write"])
-        return Coefficients(effect, None, self._of_own["last_carry"], self._of_own["last_write"])
-
-    def add(self, name: str, slope: Tensor) -> None:
-        """Add to the slope of one of the coefficients."""
-        self._of_own[name] = slope if name not in self._of_own else self._of_own[name].add_(slope)
+        point = Effect(**self.of_point) if self.of_point else None
+        return Coefficients(Effect(**self.of_weight), point, self.of_last["carry"], self.of_last["write"])
 
     def add_weight(self, name: str, a: Tensor, r: Tensor) -> None:
         """Add a^T r to the slope of the weight that gradients saw."""
@@ -65,31 +83,51 @@ class Slopes:
         add_product(self.of_weights, name, a.mT, r)
 
 
+def add(sums: Weights, name: str, slope: Tensor) -> None:
+    """Add to a sum, which may begin here."""
+    sums[name] = sums[name].add_(slope) if name in sums else slope
+
+
 def add_product(sums: Weights, name: str, x: Tensor, y: Tensor) -> None:
     """Add x y to a sum, which may begin here."""
     sums[name] = plus_product(sums[name], x, y) if name in sums else x.bmm(y)
 
 
-def ask_back(name: str, x: Tensor, carry: Tensor, asked: Asked, slope: Tensor, to: Slopes) -> Tensor:
-    """The slope of x, from that of y; those of everything else are added to `to`."""
-    effect, a, r = to.coefficients.weight, to.inputs[name], to.errors[name]
-    n = effect.carry.shape[-1]
-    add_product(to.of_errors, name, (asked.scores * effect.write).mT, slope)
+def ask_back(
+    name: str, read: Read, slope: Tensor, of_effect: Weights, of_a: Weights, of_r: Weights | None
+) -> Tensor:
+    """The slope of x, from that of y; those of a and r are added under their name, those of the effect under theirs.
+
+    None for `of_r` where nobody asks. That of the carry is left to `carry_back`: of many slopes it is that of the sum.
+    """
+    effect, x, carry, a, r, asked = read
+    back = _recall_back(read, slope, of_effect)
+    if r is None:
+        return back
+    if of_r is not None:
+        add_product(of_r, name, (asked.scores * effect.write).mT, slope)
     hears = slope.bmm(r.mT)
-    to.add("write", hears * asked.scores)
+    add(of_effect, "write", hears * asked.scores)
     hears = hears * effect.write
-    add_product(to.of_inputs, name, hears.mT, x)
+    add_product(of_a, name, hears.mT, x)
+    return plus_product(back, hears, a)
+
+
+def _recall_back(read: Read, slope: Tensor, of_effect: Weights) -> Tensor:
+    effect, x, carry, asked = read.effect, read.x, read.carry, read.asked
+    n = effect.carry.shape[-1]
     if asked.found is None:
         by_part = slope.bmm(carry.mT)
-        to.add("carry", (by_part.unflatten(-1, (n, x.shape[-1])) * x.unsqueeze(2)).sum(-1))
-        back = weighted(effect.carry, by_part)
-        add_product(to.of_carry, name, mixed(effect.carry, x).mT, slope)
-    else:
-        to.add("carry", (asked.found.unflatten(-1, (n, slope.shape[-1])) * slope.unsqueeze(2)).sum(-1))
-        by_part = mixed(effect.carry, slope)
-        back = by_part.bmm(carry)
-        add_product(to.of_carry, name, by_part.mT, x)
-    return plus_product(back, hears, a)
+        add(of_effect, "carry", (by_part.unflatten(-1, (n, x.shape[-1])) * x.unsqueeze(2)).sum(-1))
+        return weighted(effect.carry, by_part)
+    add(of_effect, "carry", (asked.found.unflatten(-1, (n, slope.shape[-1])) * slope.unsqueeze(2)).sum(-1))
+    return mixed(effect.carry, slope).bmm(carry)
+
+
+def carry_back(name: str, read: Read, slope: Tensor, of_carry: Weights) -> None:
+    """Add to the slope of a carry what reading it does, from the slope of y."""
+    narrow, wide = (read.x, slope) if read.asked.found is None else (slope, read.x)
+    add_product(of_carry, name, mixed(read.effect.carry, narrow).mT, wide)
 
 
 def fold_back(name: str, carry: Tensor, slope: Tensor, to: Slopes) -> None:
@@ -101,9 +139,9 @@ def fold_back(name: str, carry: Tensor, slope: Tensor, to: Slopes) -> None:
     n = own.last_carry.shape[-1]
     split = (n, carry.shape[1] // n)
     to.of_carry[name] = kept(own.last_carry.mT, slope)
-    to.add("last_carry", slope.unflatten(1, split).flatten(2).bmm(carry.unflatten(1, split).flatten(2).mT))
+    add(to.of_last, "carry", slope.unflatten(1, split).flatten(2).bmm(carry.unflatten(1, split).flatten(2).mT))
     slope = slope.to(a.dtype)
     wide[name] = written(own.last_write, a).bmm(slope)
     by_part = r.bmm(slope.mT)
-    to.add("last_write", (by_part.unflatten(-1, (n, a.shape[-1])) * a.unsqueeze(2)).sum(-1))
+    add(to.of_last, "write", (by_part.unflatten(-1, (n, a.shape[-1])) * a.unsqueeze(2)).sum(-1))
     narrow[name] = weighted(own.last_write, by_part)

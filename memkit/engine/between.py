@@ -59,20 +59,25 @@ def write_pass(
     back: Callable[[str, Tensor, Tensor], Tensor | None],
     *,
     graph: bool,
+    known: dict[str, Tensor] | None = None,
 ) -> Writing:
     """The pass over the keys and back to the errors.
 
     back(name, input, error): error W^T, or None where no other linear comes before. `graph`: the errors can be
-    differentiated again. Raises `ValueError` as the tape does.
+    differentiated again. known: errors of linears, found by `forth`, that the loss need not be asked for. Raises
+    `ValueError` as the tape does.
     """
     run = passed(rule, here.k, constants, forth)
     errors: dict[str, Tensor] = {}
     backs: dict[str, Tensor] = {}
     with unhooked(), torch.enable_grad():
-        loss = rule.objective.loss(run.result, here.v, here.gates)
         check_unused(rule, names, run.outputs)
         found = Sums(run.outputs.values(), graph=graph)
-        found.pull(loss.sum(), None)
+        if known:
+            for name, error in known.items():
+                found.add(run.outputs[name], error)
+        else:
+            found.pull(rule.objective.loss(run.result, here.v, here.gates).sum(), None)
         for name in reversed(run.outputs):
             error = found.of(run.outputs[name])
             if error is None:
@@ -97,16 +102,17 @@ class Sums:
     def pull(self, result: Tensor, slope: Tensor | None) -> None:
         """Go back from a result with its slope, as far as the leaves; None is a slope of one."""
         if slope is not None and any(result is leaf for leaf in self._leaves):
-            self._add(result, slope)
+            self.add(result, slope)
         elif result.requires_grad:
             found = torch.autograd.grad(
                 result, self._leaves, slope, retain_graph=True, create_graph=self._graph, allow_unused=True
             )
             for leaf, new in zip(self._leaves, found, strict=True):
                 if new is not None:
-                    self._add(leaf, new)
+                    self.add(leaf, new)
 
-    def _add(self, leaf: Tensor, slope: Tensor) -> None:
+    def add(self, leaf: Tensor, slope: Tensor) -> None:
+        """Add a slope that has come as far as a leaf."""
         sofar = self._found.get(id(leaf))
         self._found[id(leaf)] = slope if sofar is None else sofar + slope
 

@@ -19,9 +19,10 @@ from memkit.engine.block import fold, for_queries, stacked, turn_back, unstacked
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.dual import after, begin, observe_block, of_blocks, reader
 from memkit.engine.memory_state import Rows, Weights, cut
-from memkit.engine.one_round import answering
+from memkit.engine.one_round import wiring
 from memkit.engine.rounds import Rounds, settle
 from memkit.engine.scan import Watch
+from memkit.engine.settled import Given, joined
 from memkit.engine.tape import Tape, graph_wanted, record
 from memkit.layout import Block
 from memkit.rule import Rule, Tokens
@@ -56,7 +57,7 @@ def iterate(
     # No tokens are enough to see that every weight is used, and which makes the prediction.
     none = map_tensors(lambda x: x[:, :0], tokens)
     record(rule, none.k, none.v, none.gates, rows.weights, rows.constants)
-    solved = answering(rule, none.k, rows.weights, rows.constants)
+    wired = wiring(rule, none.k, rows.weights, rows.constants)
     graph = graph_wanted((tokens, rows.weights, rows.slots, rows.constants))
     # Nobody keeps a carry that is left behind, unless for gradients or as an anchor.
     spare = {} if rows.anchor or graph else map_tensors(torch.empty_like, carry)
@@ -65,31 +66,48 @@ def iterate(
     queue = deque(map(_Piece, blocks, cut(tokens, lengths), steps.cut(lengths), of_blocks(steps, lengths, point=True)))
     while queue:
         piece = queue.popleft()
-        block, here, own = piece.block, piece.tokens, piece.own
+        block, here = piece.block, piece.tokens
         size = block.stop - block.start
         there = None if valid is None else valid[:, block.start : block.stop]
+        own = piece.own._replace(weight=for_queries(rule, piece.own.weight))
         if size <= rule.mini_batch:  # one gradient point: what the dual form does
             anchor = begin(rule, block, carry, anchor, rows, here.gates)
             tape = record(rule, here.k, here.v, here.gates, anchor, rows.constants, surprise=watch is not None)
+            y, following = _followed(rule, here.q, own, carry, tape, rows, spare)
         else:
-            seen = _at_points(own, rule.mini_batch)
-            tape = settle(rule, here, seen, carry, rows, rounds, solved, surprise=watch is not None)
-            if tape is None:
+            own = own._replace(point=_at_points(own, rule.mini_batch))
+            given = Given(here, own, carry, rows.constants)
+            settled = settle(rule, given.rounds(), rounds, wired, surprise=watch is not None)
+            if settled is None:
                 queue.extendleft(reversed(_halves(rule, piece, there)))
                 continue
-            anchor = _last_points(seen, carry, tape, there, anchor) if rows.anchor else {}
+            tape = settled.tape
+            if graph:
+                y, following, tape = joined(rule, given, settled, rounds, wired)
+            else:
+                y, following = _followed(rule, here.q, own, carry, tape, rows, spare)
+            anchor = _last_points(own.point, carry, tape, there, anchor) if rows.anchor else {}
         observe_block(watch, tape, size)
-        outputs.append(rule.memory.forward(reader(for_queries(rule, own.weight), carry, tape), here.q, rows.constants))
-        carry, spare = after(carry, own, tape, spare), carry if spare else {}
+        outputs.append(y)
+        carry, spare = following, carry if spare else {}
     weights, slots = unstacked(carry, rows)
     anchor = {name: anchor[name] for name in rows.anchor}
     return torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots, anchor=anchor)
+
+
+def _followed(
+    rule: Rule, q: Tensor, own: Coefficients, carry: Weights, tape: Tape, rows: Rows, spare: Weights
+) -> tuple[Tensor, Weights]:
+    """What queries read, and the carry after the block, in the spare memory if there is some."""
+    return rule.memory.forward(reader(own.weight, carry, tape), q, rows.constants), after(carry, own, tape, spare)
 
 
 def _at_points(own: Coefficients, mini_batch: int) -> Effect:
     """The effects on what each token's gradient sees: those at the first token of its mini-batch."""
     if own.point is None:
         raise RuntimeError("coefficients were unrolled without the gradient's point.")
+    if mini_batch == 1:
+        return own.point
     place = torch.arange(own.point.carry.shape[-2], device=own.point.carry.device)
     first = place - place % mini_batch
     return Effect(own.point.carry[:, first], own.point.write[:, first])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.engine.adjoint import Slopes, add_product, ask_back, fold_back
+from memkit.engine.adjoint import Asked, Read, Slopes, add_product, ask_back, carry_back, fold_back
 from memkit.engine.between import Sums, Writing, passed, write_pass
 from memkit.engine.block import is_turned
 from memkit.engine.coefficients import Coefficients
@@ -60,7 +60,6 @@ def _block_back(
     following: Weights,
 ) -> _Back:
     """Back through fold, read and tape, from the slopes of y and of what follows."""
-    to = Slopes(own)
     here, constants = map_tensors(lambda x: x.detach().requires_grad_(), (here, constants))
     writing = write_pass(
         rule,
@@ -71,12 +70,11 @@ def _block_back(
         lambda name, *_: kept.backs.get(name),
         graph=True,
     )
-    to.inputs, to.errors = map_tensors(Tensor.detach, (writing.forward.inputs, writing.errors))
+    to = Slopes(own, *map_tensors(Tensor.detach, (writing.forward.inputs, writing.errors)))
     for name, x in kept.carry.items():
         fold_back(name, x, following[name], to)
     low, weights = map_tensors(lambda x: x.to(here.k.dtype), (kept.carry, kept.anchor))
-    kept = kept._replace(carry=low)
-    read = _read_back(rule, here.q, constants, kept, slope, to)
+    read = read_back(rule, here.q, constants, low, kept.answers, kept.asked, slope, to)
     wrote = _write_back(writing, [here.k, here.v, *here.gates.values(), *constants.values()], weights, to)
 
     def of(leaf: Tensor) -> Tensor:
@@ -87,16 +85,28 @@ def _block_back(
     return _Back(tokens, to.own(), constants, to.of_carry, to.of_weights)
 
 
-def _read_back(rule: Rule, q: Tensor, constants: dict[str, Tensor], kept: Kept, slope: Tensor, to: Slopes) -> Sums:
-    """Go back through the read, from y to the queries."""
-    inputs, outputs, y = passed(rule, q, constants, lambda name, x: kept.answers[name])
+def read_back(
+    rule: Rule,
+    q: Tensor,
+    constants: dict[str, Tensor],
+    carry: Weights,
+    answers: Weights,
+    asked: dict[str, Asked],
+    slope: Tensor,
+    to: Slopes,
+) -> Sums:
+    """Go back through the read, from y to the queries; answers and asked: what their products found."""
+    inputs, outputs, y = passed(rule, q, constants, lambda name, x: answers[name])
     sums = Sums([*outputs.values(), q, *constants.values()])
     sums.pull(y, slope)
+    effect = to.coefficients.weight
     for name in reversed(outputs):
         arrived = sums.of(outputs[name])
         if arrived is not None:
             x = inputs[name]
-            sums.pull(x, ask_back(name, x.detach(), kept.carry[name], kept.asked[name], arrived, to))
+            read = Read(effect, x.detach(), carry[name], to.inputs[name], to.errors[name], asked[name])
+            sums.pull(x, ask_back(name, read, arrived, to.of_weight, to.of_inputs, to.of_errors))
+            carry_back(name, read, arrived, to.of_carry)
     return sums
 
 

@@ -79,10 +79,15 @@ def record_through(
     if not graph:
         inputs, loss = map_tensors(Tensor.detach, (inputs, loss))
     squared = squared_surprise(inputs, errors) if surprise or rule.surprise_limit is not None else None
-    if squared is not None and rule.surprise_limit is not None:
-        scale = limit_scale(squared, rule.surprise_limit)[..., None]
-        errors = {name: error * scale for name, error in errors.items()}
-    return Tape(inputs, errors, loss, squared)
+    return Tape(inputs, errors if squared is None else limited(rule, squared, errors), loss, squared)
+
+
+def limited(rule: Rule, squared: Tensor, errors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Errors under the rule's limit, if it has one, of gradient norms, whose squares are given."""
+    if rule.surprise_limit is None:
+        return errors
+    scale = limit_scale(squared, rule.surprise_limit)[..., None]
+    return {name: error * scale for name, error in errors.items()}
 
 
 def slopes(rule: Rule, loss: Tensor, of: dict[str, Tensor], *, graph: bool) -> dict[str, Tensor]:
@@ -155,8 +160,9 @@ def outside_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
     """The backward of an autograd Function as written, also where the caller goes back under autocast."""
 
     @wraps(backward)
-    def called(ctx: Any, *arriving: Tensor) -> Any:
-        with without_autocast(arriving[0]):
+    def called(ctx: Any, *arriving: Tensor | None) -> Any:
+        some = next((x for x in arriving if x is not None), None)  # slopes that nobody sent may be None
+        with nullcontext() if some is None else without_autocast(some):
             return backward(ctx, *arriving)
 
     return called

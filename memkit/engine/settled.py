@@ -1,0 +1,195 @@
+"""A block whose errors rounds have found, as one node of the graph: reading it, folding it, and the way back.
+
+The gradient at the fixed point r = G(r, theta) needs no history of rounds: with l = d loss / d r it is
+dG/dtheta^T m, where m = l + J^T l + J^T J^T l + ... and J = dG/dr is strictly triangular as the rounds are, so that
+the sum ends where they do. After a fixed number of rounds it is that of what they computed, round by round.
+Differentiable once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from memkit.engine import one_round
+from memkit.engine.adjoint import Asked, Slopes, add, ask, fold_back
+from memkit.engine.coefficients import Coefficients
+from memkit.engine.dual import after
+from memkit.engine.memory_state import Weights
+from memkit.engine.one_round import Round, Wiring
+from memkit.engine.round_back import RoundBack
+from memkit.engine.rounds import Rounds, Settled, points, relative, row_scales
+from memkit.engine.sweep_back import read_back
+from memkit.engine.tape import Tape, batched, outside_autocast
+from memkit.rule import Rule, Tokens
+from memkit.state import emptied, map_tensors, tensors, with_tensors
+
+
+class Given(NamedTuple):
+    """A block's tokens and coefficients, own.weight for queries and own.point for gradients; and where it begins."""
+
+    tokens: Tokens
+    own: Coefficients
+    carry: Weights
+    constants: Weights
+
+    def rounds(self) -> one_round.Given:
+        """What its rounds start from, as plain numbers."""
+        if self.own.point is None:
+            raise RuntimeError("coefficients were unrolled without the gradient's point.")
+        return map_tensors(Tensor.detach, one_round.Given(self.tokens, self.own.point, self.carry, self.constants))
+
+
+class Found(NamedTuple):
+    """What the block hands on, and the inputs and errors of its tokens."""
+
+    y: Tensor
+    carry: Weights
+    inputs: Weights
+    errors: Weights
+
+
+class _Arriving(NamedTuple):
+    """The slopes of what was found; None, or no name, where nobody sent one."""
+
+    y: Tensor | None
+    carry: Weights
+    inputs: Weights
+    errors: Weights
+
+
+class _Kept(NamedTuple):
+    """What rounds and reading leave for the way back."""
+
+    olds: tuple[Weights, ...]
+    inputs: Weights
+    errors: Weights
+    answers: Weights
+    asked: dict[str, Asked]
+
+
+class _How(NamedTuple):
+    """The rule, how its rounds stopped, and the trees of what was given, kept and found, without their numbers."""
+
+    rule: Rule
+    rounds: Rounds
+    wired: Wiring
+    trees: list[Any]
+
+
+def joined(rule: Rule, given: Given, settled: Settled, rounds: Rounds, wired: Wiring) -> tuple[Tensor, Weights, Tape]:
+    """The block's output, its carry and its tape, as functions of what is given."""
+    how = _How(rule, rounds, wired, [emptied(given)])
+    y, *flat = _Block.apply(how, settled, *tensors(given))
+    found: Found = with_tensors(how.trees[-1], [y, *flat])
+    return found.y, found.carry, settled.tape._replace(inputs=found.inputs, errors=found.errors)
+
+
+class _Block(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, how: _How, settled: Settled, *flat: Tensor) -> tuple[Tensor, ...]:
+        """Read and fold; the last of the trees is that of what is returned."""
+        given: Given = with_tensors(how.trees[0], [x.detach() for x in flat])
+        tape, answers, asked = settled.tape, {}, {}
+
+        def answer(name: str, x: Tensor) -> Tensor:
+            carry, a, r = given.carry[name], tape.inputs[name], tape.errors[name]
+            answers[name], asked[name] = ask(given.own.weight, x, carry, a, r)
+            return answers[name]
+
+        y = how.rule.memory.forward(answer, given.tokens.q, given.constants)
+        kept = _Kept(settled.olds, tape.inputs, tape.errors, answers, asked)
+        found = Found(y, after(given.carry, given.own, tape), *map_tensors(_as_new, (tape.inputs, tape.errors)))
+        how.trees.extend((emptied(kept), emptied(found)))
+        ctx.how = how
+        ctx.save_for_backward(*flat, *tensors(kept))
+        ctx.set_materialize_grads(False)
+        return tuple(tensors(found))
+
+    @staticmethod
+    @once_differentiable
+    @outside_autocast
+    def backward(ctx: Any, *arriving: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Back through fold and read, and then through rounds."""
+        saved, how = ctx.saved_tensors, ctx.how
+        count = len(tensors(how.trees[0]))
+        given, kept = with_tensors(how.trees[0], saved[:count]), with_tensors(how.trees[1], saved[count:])
+        slope = _arriving(how.trees[2], arriving)
+        found = _back(how, map_tensors(Tensor.detach, given), kept, slope)
+        flat = [torch.zeros_like(x) if g is None else g for x, g in zip(saved, found, strict=False)]
+        return None, None, *flat
+
+
+def _as_new(x: Tensor) -> Tensor:
+    """A view, as a node returns nothing that it was given or keeps."""
+    return x.view_as(x)
+
+
+def _arriving(like: Found, flat: tuple[Tensor | None, ...]) -> _Arriving:
+    rest = iter(flat)
+    y = next(rest)
+    named = ({name: next(rest) for name in names} for names in like[1:])
+    return _Arriving(y, *({name: x for name, x in each.items() if x is not None} for each in named))
+
+
+def _back(how: _How, given: Given, kept: _Kept, slope: _Arriving) -> list[Tensor | None]:
+    """The slopes of all that was given, in the order of its tensors; None where nothing arrives."""
+    to = Slopes(given.own, kept.inputs, kept.errors)
+    leaves = map_tensors(lambda x: x.detach().requires_grad_(), (given.tokens, given.constants))
+    here, constants = leaves
+    for name, x in slope.carry.items():
+        fold_back(name, given.carry[name], x, to)
+    sums = []
+    if slope.y is not None:
+        sums.append(read_back(how.rule, here.q, constants, given.carry, kept.answers, kept.asked, slope.y, to))
+    for sofar, arrived in ((to.of_inputs, slope.inputs), (to.of_errors, slope.errors)):
+        for name, x in arrived.items():
+            add(sofar, name, x.clone())
+    sums.extend(back.totals for back in _rounds_back(how, given, kept.olds, here, constants, to))
+    found = [_sum([some.of(leaf) for some in sums]) for leaf in tensors(leaves)]
+    tokens, rest = found[: len(tensors(here))], found[len(tensors(here)) :]
+    effects = [(to.of_weight, to.of_point, to.of_last)[i].get(name) for i in range(3) for name in ("carry", "write")]
+    return [*tokens, *effects, *(to.of_carry.get(name) for name in given.carry), *rest]
+
+
+def _sum(slopes: list[Tensor | None]) -> Tensor | None:
+    some = [x for x in slopes if x is not None]
+    return sum(some[1:], some[0]) if some else None
+
+
+def _rounds_back(
+    how: _How, given: Given, olds: tuple[Weights, ...], here: Tokens, constants: Weights, to: Slopes
+) -> list[RoundBack]:
+    """Back through the rounds, from the last to the first; or, where they settled, through all that there could be."""
+    start = given.rounds()
+    found: list[RoundBack] = []
+    of_inputs, of_errors = to.of_inputs, to.of_errors
+    for old in reversed(olds):
+        back = RoundBack(Round(how.rule, start, how.wired), old, here, constants, to.of_point)
+        if how.rounds.most is None:
+            _settle_back(back, of_inputs, of_errors, points(how.rule, start), how.rounds.within(here.k.dtype))
+        else:
+            of_inputs, of_errors = {}, back.pull(of_inputs, of_errors)
+        back.finish(to.of_carry)
+        found.append(back)
+    return found
+
+
+def _settle_back(back: RoundBack, of_inputs: Weights, of_errors: Weights, most: int, tolerance: float) -> None:
+    """Pull l, then J^T l, and so on, until nothing of weight is left."""
+    total = {name: x.clone() for name, x in of_errors.items()}
+    for _ in range(most):
+        of_inputs, of_errors = {}, back.pull(of_inputs, of_errors)
+        if not of_errors:
+            break
+        for name, x in of_errors.items():
+            add(total, name, x.clone())
+        if batched(of_errors.values()):  # all rounds, as nobody can look whether fewer do
+            continue
+        names = list(of_errors)
+        moved = relative([of_errors[name] for name in names], row_scales([total[name] for name in names]))
+        if not float(moved.amax()) > tolerance:
+            break
