@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from memkit.engine.block import is_turned, kept, mixed, plus_product, weighted, with_product, written
+from memkit.engine.block import apart, is_turned, kept, mixed, plus_product, weighted, with_product, written
 from memkit.engine.coefficients import Coefficients, Effect
 from memkit.engine.memory_state import Weights
 
@@ -93,9 +93,7 @@ def add_product(sums: Weights, name: str, x: Tensor, y: Tensor) -> None:
     sums[name] = plus_product(sums[name], x, y) if name in sums else x.bmm(y)
 
 
-def ask_back(
-    name: str, read: Read, slope: Tensor, of_effect: Weights, of_a: Weights, of_r: Weights | None
-) -> Tensor:
+def ask_back(name: str, read: Read, slope: Tensor, of_effect: Weights, of_a: Weights, of_r: Weights | None) -> Tensor:
     """The slope of x, from that of y; those of a and r are added under their name, those of the effect under theirs.
 
     None for `of_r` where nobody asks. That of the carry is left to `carry_back`: of many slopes it is that of the sum.
@@ -118,9 +116,9 @@ def _recall_back(read: Read, slope: Tensor, of_effect: Weights) -> Tensor:
     n = effect.carry.shape[-1]
     if asked.found is None:
         by_part = slope.bmm(carry.mT)
-        add(of_effect, "carry", (by_part.unflatten(-1, (n, x.shape[-1])) * x.unsqueeze(2)).sum(-1))
+        add(of_effect, "carry", (apart(by_part, n) * x.unsqueeze(2)).sum(-1))
         return weighted(effect.carry, by_part)
-    add(of_effect, "carry", (asked.found.unflatten(-1, (n, slope.shape[-1])) * slope.unsqueeze(2)).sum(-1))
+    add(of_effect, "carry", (apart(asked.found, n) * slope.unsqueeze(2)).sum(-1))
     return mixed(effect.carry, slope).bmm(carry)
 
 
@@ -137,11 +135,11 @@ def fold_back(name: str, carry: Tensor, slope: Tensor, to: Slopes) -> None:
     if is_turned(carry, r.shape[-1]):
         a, r, narrow, wide = r, a, wide, narrow
     n = own.last_carry.shape[-1]
-    split = (n, carry.shape[1] // n)
+    whole = (carry.shape[0], n, carry.shape[1] // n * carry.shape[2])
     to.of_carry[name] = kept(own.last_carry.mT, slope)
-    add(to.of_last, "carry", slope.unflatten(1, split).flatten(2).bmm(carry.unflatten(1, split).flatten(2).mT))
+    add(to.of_last, "carry", slope.reshape(whole).bmm(carry.reshape(whole).mT))
     slope = slope.to(a.dtype)
     wide[name] = written(own.last_write, a).bmm(slope)
     by_part = r.bmm(slope.mT)
-    add(to.of_last, "write", (by_part.unflatten(-1, (n, a.shape[-1])) * a.unsqueeze(2)).sum(-1))
+    add(to.of_last, "write", (apart(by_part, n) * a.unsqueeze(2)).sum(-1))
     narrow[name] = weighted(own.last_write, by_part)

@@ -48,7 +48,12 @@ def unstacked(carry: Weights, rows: Rows) -> tuple[Weights, dict[str, tuple[Tens
 def mixed(carry: Tensor, x: Tensor) -> Tensor:
     """x `[N, T, in]` as it meets the carry, `[N, T, n * in]`; carry: the effect `[N, (K,) T, n]`."""
     by_token = carry.unsqueeze(-1) if carry.dim() == 3 else carry.permute(0, 2, 3, 1)  # [N, T, n, 1 or K]
-    return (by_token * x.unsqueeze(2)).flatten(2)
+    return (by_token * x.unsqueeze(2)).reshape(*x.shape[:2], by_token.shape[2] * x.shape[2])
+
+
+def apart(x: Tensor, n: int) -> Tensor:
+    """`[..., n * width]` -> `[..., n, width]`; shapes are spelled out, as under vmap nothing is flattened or not."""
+    return x.reshape(*x.shape[:-1], n, x.shape[-1] // n)
 
 
 def met(effect: AnyEffect, x: Tensor) -> Tensor:
@@ -83,7 +88,7 @@ def recalled_back(effect: Effect, r: Tensor, carry: Tensor) -> Tensor:
 def weighted(carry: Tensor, found: Tensor) -> Tensor:
     """Weight and slots together, from what x_t found in each, `[N, T, n * out]`, by the effect `[N, T, n]`."""
     n = carry.shape[-1]
-    return (carry.unsqueeze(-1) * found.unflatten(-1, (n, found.shape[-1] // n))).sum(2)
+    return (carry.unsqueeze(-1) * apart(found, n)).sum(2)
 
 
 def before(effect: AnyEffect) -> AnyEffect:
@@ -104,16 +109,17 @@ def written(last_write: Tensor, a: Tensor) -> Tensor:
 def kept(last_carry: Tensor, carry: Tensor, out: Tensor | None = None) -> Tensor:
     """What is left of the carry, `[N, m * in, out]`; last_carry `[N, (K,) m, n]`. out: memory that may be used."""
     m, n = last_carry.shape[-2:]
-    split = carry.unflatten(1, (n, carry.shape[1] // n))  # [N, n, in, out]; N may be 0, which leaves no size to infer
+    rows, width, height = carry.shape[0], carry.shape[1] // n, carry.shape[2]
+    split = carry.reshape(rows, n, width, height)
     if last_carry.dim() == 3:
         by_part = last_carry[..., None, None]  # [N, m, n, 1, 1]: a sum over n, as no product this narrow is fast
-        into = None if out is None else out.unflatten(1, (m, split.shape[2]))
+        into = None if out is None else out.view(rows, m, width, height)
         total = torch.mul(by_part[:, :, 0], split[:, None, 0], out=into)
         for i in range(1, n):
             total.addcmul_(by_part[:, :, i], split[:, None, i])
-        return total.flatten(1, 2)
+        return total.reshape(rows, m * width, height)
     by_key = last_carry @ split.transpose(1, 2)  # [N, K, m, out]
-    return by_key.transpose(1, 2).flatten(1, 2)
+    return by_key.transpose(1, 2).reshape(rows, m * width, height)
 
 
 def fold(

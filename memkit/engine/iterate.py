@@ -22,7 +22,8 @@ from memkit.engine.memory_state import Rows, Weights, cut
 from memkit.engine.one_round import wiring
 from memkit.engine.rounds import Rounds, settle
 from memkit.engine.scan import Watch
-from memkit.engine.settled import Given, joined
+from memkit.engine.settled import Affine, Given, joined
+from memkit.engine.solve import affine
 from memkit.engine.tape import Tape, graph_wanted, record
 from memkit.layout import Block
 from memkit.rule import Rule, Tokens
@@ -36,6 +37,7 @@ class _Piece(NamedTuple):
     tokens: Tokens
     steps: Steps
     own: Coefficients
+    affine: Affine | None
 
 
 def iterate(
@@ -63,7 +65,9 @@ def iterate(
     spare = {} if rows.anchor or graph else map_tensors(torch.empty_like, carry)
     lengths = [block.stop - block.start for block in blocks]
     steps = coefficients.probe(rule, tokens, valid)
-    queue = deque(map(_Piece, blocks, cut(tokens, lengths), steps.cut(lengths), of_blocks(steps, lengths, point=True)))
+    known = None if wired.solved is None else affine(rule, map_tensors(Tensor.detach, tokens))
+    own = of_blocks(steps, lengths, point=True)
+    queue = deque(map(_Piece, blocks, cut(tokens, lengths), steps.cut(lengths), own, _cut_up(known, lengths)))
     while queue:
         piece = queue.popleft()
         block, here = piece.block, piece.tokens
@@ -77,13 +81,14 @@ def iterate(
         else:
             own = own._replace(point=_at_points(own, rule.mini_batch))
             given = Given(here, own, carry, rows.constants)
-            settled = settle(rule, given.rounds(), rounds, wired, surprise=watch is not None)
+            start = given.rounds(piece.affine)
+            settled = settle(rule, start, rounds, wired, graph=graph, surprise=watch is not None)
             if settled is None:
                 queue.extendleft(reversed(_halves(rule, piece, there)))
                 continue
             tape = settled.tape
             if graph:
-                y, following, tape = joined(rule, given, settled, rounds, wired)
+                y, following, tape = joined(rule, given, settled, piece.affine, rounds, wired)
             else:
                 y, following = _followed(rule, here.q, own, carry, tape, rows, spare)
             anchor = _last_points(own.point, carry, tape, there, anchor) if rows.anchor else {}
@@ -139,4 +144,11 @@ def _halves(rule: Rule, piece: _Piece, valid: Tensor | None) -> list[_Piece]:
     lengths = [block.stop - block.start for block in blocks]
     steps = piece.steps.cut(lengths)
     own = [coefficients.unroll(some, point=True) for some in steps]
-    return list(map(_Piece, blocks, cut(piece.tokens, lengths), steps, own))
+    return list(map(_Piece, blocks, cut(piece.tokens, lengths), steps, own, _cut_up(piece.affine, lengths)))
+
+
+def _cut_up(known: Affine | None, lengths: list[int]) -> list[Affine | None]:
+    """Parts of these lengths, one after the other."""
+    if known is None:
+        return [None] * len(lengths)
+    return list(zip(*(x.split(lengths, 1) for x in known), strict=True))

@@ -17,37 +17,49 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.engine.adjoint import Asked, Read, recall
-from memkit.engine.between import Writing, write_pass
+from memkit.engine.adjoint import Asked, recall
+from memkit.engine.between import write_pass
 from memkit.engine.block import is_turned
 from memkit.engine.coefficients import Effect
 from memkit.engine.memory_state import Weights
-from memkit.engine.solve import affine
 from memkit.engine.tape import limited, squared_surprise
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
 
 
 class Given(NamedTuple):
-    """What a block's rounds start from: its tokens, what each gradient sees of the carry and of every write."""
+    """What a block's rounds start from: its tokens, what each gradient sees of the carry and of every write.
+
+    affine: the errors that can be solved for, as `solve.affine` has them; None where there are none.
+    """
 
     tokens: Tokens
     seen: Effect
     carry: Weights
     constants: Weights
+    affine: tuple[Tensor, Tensor] | None
+
+
+class Kept(NamedTuple):
+    """The results of a round's products, by name: of each linear and of its transpose, and what was asked of both."""
+
+    outputs: Weights
+    backs: Weights
+    asked: dict[str, Asked]
+    asked_back: dict[str, Asked]
 
 
 class RoundResult(NamedTuple):
-    """What a round found: by name, each linear's inputs, outputs and errors; and what the memory said.
+    """What a round found: by name, each linear's inputs and errors; what the memory said; and what the way back needs.
 
     squared_surprise: gradient norms squared before any limit, where there is one.
     """
 
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-    errors: dict[str, Tensor]
+    inputs: Weights
+    errors: Weights
     prediction: Tensor
     squared_surprise: Tensor | None
+    kept: Kept
 
 
 class Wiring(NamedTuple):
@@ -79,20 +91,12 @@ def wiring(rule: Rule, k: Tensor, weights: Weights, constants: Weights) -> Wirin
     return Wiring(solved, frozenset(behind))
 
 
-class Reads(NamedTuple):
-    """The reads of a round by the names of the weights: forth, and back from the errors."""
-
-    forth: dict[str, Read]
-    back: dict[str, Read]
-
-
 class Round:
     """Rounds over one block, all whose tensors are plain numbers."""
 
     def __init__(self, rule: Rule, given: Given, wired: Wiring) -> None:
         self.rule, self.given, self.wired = rule, given, wired
         self.unknown = tuple(name for name in given.carry if name != wired.solved)
-        self._affine = None if wired.solved is None else affine(rule, given.tokens)
         self._shapes = rule.memory.shapes(given.tokens.k.shape[-1], given.tokens.v.shape[-1])
         self._known: dict[str, tuple[Tensor, Asked, Tensor]] = {}
 
@@ -102,39 +106,34 @@ class Round:
 
     def __call__(self, old: Weights) -> RoundResult:
         """One round after one that found the errors `old` of the unknown; empty: none, so that no write is seen."""
-        writing, _ = self.written(old, self.given.tokens, self.given.constants, graph=False)
-        numbers = (*writing.forward[:2], writing.errors, writing.forward.result)
-        found = RoundResult(*map_tensors(Tensor.detach, numbers), None)
-        if self.rule.surprise_limit is None:
-            return found
-        squared = squared_surprise(found.inputs, found.errors)
-        return found._replace(errors=limited(self.rule, squared, found.errors), squared_surprise=squared)
-
-    def written(self, old: Weights, here: Tokens, constants: Weights, *, graph: bool) -> tuple[Writing, Reads]:
-        """One round in pieces, without any limit; `here` and `constants` are what is given, or leaves of a graph."""
-        reads, seen = Reads({}, {}), self.given.seen
-        solved: dict[str, Tensor] = {}
+        seen, limit = self.given.seen, self.rule.surprise_limit
+        asked: dict[str, Asked] = {}
+        asked_back: dict[str, Asked] = {}
+        solved: Weights = {}
 
         def forth(name: str, x: Tensor) -> Tensor:
-            at_carry, asked, hears = self._meets(name, x)
+            at_carry, asked[name], hears = self._meets(name, x)
             r = old.get(name)
             if name == self.wired.solved:
                 r = solved[name] = self._solve(hears, at_carry)
-            reads.forth[name] = Read(seen, x, self.given.carry[name], x, r, asked)
             return at_carry if r is None else torch.baddbmm(at_carry, hears, r)
 
         def back(name: str, x: Tensor, error: Tensor) -> Tensor | None:
             if name not in self.wired.behind:
                 return None
-            x, carry = x.detach(), self.given.carry[name]
-            a = error if self.rule.surprise_limit is None else old.get(name)
-            upright = is_turned(carry, error.shape[-1])
-            slope, asked = recall(seen, error, carry, error if a is None else a, turned=not upright)
-            reads.back[name] = Read(seen, error, carry, error if a is None else a, None if a is None else x, asked)
-            return slope if a is None else slope.baddbmm_(asked.scores * seen.write, x)
+            carry, written = self.given.carry[name], error if limit is None else old.get(name)
+            a, upright = error if written is None else written, not is_turned(carry, error.shape[-1])
+            slope, asked_back[name] = recall(seen, error, carry, a, turned=upright)
+            return slope if written is None else slope.baddbmm_(asked_back[name].scores * seen.write, x.detach())
 
-        known = None if graph else solved
-        return write_pass(self.rule, here, constants, self.given.carry, forth, back, graph=graph, known=known), reads
+        tokens, constants = self.given.tokens, self.given.constants
+        writing = write_pass(self.rule, tokens, constants, self.given.carry, forth, back, graph=False, known=solved)
+        (inputs, outputs, prediction), errors, backs = map_tensors(Tensor.detach, writing)
+        found = RoundResult(inputs, errors, prediction, None, Kept(outputs, backs, asked, asked_back))
+        if limit is None:
+            return found
+        squared = squared_surprise(inputs, errors)
+        return found._replace(errors=limited(self.rule, squared, errors), squared_surprise=squared)
 
     def _meets(self, name: str, x: Tensor) -> tuple[Tensor, Asked, Tensor]:
         """P (x Z), and how much x_t hears of each write; where no linear comes before, the same in every round."""
@@ -149,19 +148,8 @@ class Round:
 
     def _solve(self, hears: Tensor, at_carry: Tensor) -> Tensor:
         """Errors that hear of each other: strictly lower, and the diagonal of 1 is implied."""
-        at_zero, slope = self.affine
+        if self.given.affine is None:
+            raise RuntimeError("errors are solved for, and nobody said how they depend on what the memory says.")
+        at_zero, slope = self.given.affine
         side = torch.addcmul(at_zero, slope, at_carry)
         return torch.linalg.solve_triangular(-slope * hears, side, upper=False, unitriangular=True)
-
-    def solve_back(self, hears: Tensor, arriving: Tensor) -> Tensor:
-        """From the slope of errors that were solved for, that of what they are without each other's writes."""
-        system = (-self.affine[1] * hears).mT
-        return torch.linalg.solve_triangular(system, arriving, upper=True, unitriangular=True)
-
-    @property
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """The solved errors at a prediction of 0, and how they grow with it."""
-        if self._affine is None:
-            raise RuntimeError("no linear of this memory is solved for.")
-        return self._affine
-

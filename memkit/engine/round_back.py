@@ -1,4 +1,4 @@
-"""The way back through one round: from slopes of its inputs and errors to those of the errors that it began with.
+"""The way back through one round: from slopes of its inputs and errors to those of the errors that it heard.
 
 It is linear, so that what is added up on the way back of one vector after the other is that of their sum: `pull` adds
 to `totals`, and `finish` makes of those, once, what needs no round: the slopes of the carry, of tokens and constants.
@@ -9,32 +9,67 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from memkit.engine.adjoint import add, ask_back, carry_back
-from memkit.engine.between import Sums
+from memkit.engine.adjoint import Read, add, ask_back, carry_back
+from memkit.engine.between import Sums, write_pass
 from memkit.engine.memory_state import Weights
-from memkit.engine.one_round import Round
+from memkit.engine.one_round import Given, Kept, Wiring
 from memkit.engine.tape import limited, squared_surprise
-from memkit.rule import Tokens
+from memkit.rule import Rule, Tokens
+from memkit.state import map_tensors
+
+Leaves = tuple[Tokens, Weights]
+"""Tokens and constants, where autograd begins."""
 
 
 class RoundBack:
-    """One round after errors `old`, and its way back.
+    """One round and its way back.
 
-    here, constants: leaves of a graph that lies between products. of_point: where slopes of the effects are added.
+    kept: what its products found. heard: the errors of the unknown that its linears heard, and whose slopes are asked
+    for. here, constants: leaves of the graph that lies between products. of_point: where those of effects are added.
     """
 
-    def __init__(self, go: Round, old: Weights, here: Tokens, constants: Weights, of_point: Weights) -> None:
-        self.go, self.old, self.of_point = go, old, of_point
-        self.writing, self.reads = go.written(old, here, constants, graph=True)
-        given = [here.k, here.v, *here.gates.values(), *constants.values()]
-        self._leaves = [*self.writing.forward.outputs.values(), *self.writing.backs.values(), *given]
+    def __init__(
+        self, rule: Rule, given: Given, wired: Wiring, kept: Kept, heard: Weights, leaves: Leaves, of_point: Weights
+    ) -> None:
+        self.rule, self.given, self.wired, self.of_point = rule, given, wired, of_point
+        here, constants = leaves
+        self.writing = write_pass(
+            rule,
+            here,
+            constants,
+            given.carry,
+            lambda name, x: kept.outputs[name],
+            lambda name, *_: kept.backs.get(name),
+            graph=True,
+        )
+        inputs, errors = map_tensors(Tensor.detach, (self.writing.forward.inputs, self.writing.errors))
+        heard = heard if wired.solved is None else {**heard, wired.solved: errors[wired.solved]}
+        self._forth = {
+            name: Read(given.seen, x, given.carry[name], x, heard.get(name), kept.asked[name])
+            for name, x in inputs.items()
+        }
+        # Under a limit of gradient norms what errors hear of on the way back is what the round before left of them.
+        written = errors if rule.surprise_limit is None else heard
+        self._back = {
+            name: Read(
+                given.seen,
+                errors[name],
+                given.carry[name],
+                written.get(name, errors[name]),
+                inputs[name] if name in written else None,
+                asked,
+            )
+            for name, asked in kept.asked_back.items()
+        }
+        given_leaves = [here.k, here.v, *here.gates.values(), *constants.values()]
+        self._leaves = [*self.writing.forward.outputs.values(), *self.writing.backs.values(), *given_leaves]
         self.totals = Sums(self._leaves)
         self._of_first: Weights = {}
 
     def pull(self, of_inputs: Weights, of_errors: Weights) -> Weights:
-        """The slopes of `old` from those of this round's inputs and errors, which may be added to."""
+        """The slopes of what was heard from those of this round's inputs and errors, which may be added to."""
         of_old: Weights = {}
-        if self.go.rule.surprise_limit is not None:
+        if self.rule.surprise_limit is not None:
             of_inputs, of_errors = self._unlimited(of_inputs, of_errors)
         sums = Sums(self._leaves)
         for name in self.writing.forward.outputs:
@@ -52,7 +87,7 @@ class RoundBack:
         a = {name: x.detach().requires_grad_() for name, x in self.writing.forward.inputs.items()}
         r = {name: x.detach().requires_grad_() for name, x in self.writing.errors.items()}
         with torch.enable_grad():
-            found = limited(self.go.rule, squared_surprise(a, r), r)
+            found = limited(self.rule, squared_surprise(a, r), r)
         sums = Sums([*a.values(), *r.values()])
         for name, slope in of_errors.items():
             sums.pull(found[name], slope)
@@ -67,29 +102,36 @@ class RoundBack:
         back = self.writing.backs.get(name)
         arrived = None if back is None else sums.of(back)
         if arrived is not None:
-            read = self.reads.back[name]
+            read = self._back[name]
             of_written = of_errors if read.a is read.x else of_old
             add(of_errors, name, ask_back(name, read, arrived, self.of_point, of_written, of_inputs))
         slope = of_errors.get(name)
         if slope is None:
             return
-        if name == self.go.wired.solved:
-            read = self.reads.forth[name]
-            slope = self.go.solve_back(read.asked.scores * read.effect.write, slope)
+        if name == self.wired.solved:
+            read = self._forth[name]
+            slope = self._solve_back(read.asked.scores * read.effect.write, slope)
         sums.pull(self.writing.errors[name], slope)
+
+    def _solve_back(self, hears: Tensor, slope: Tensor) -> Tensor:
+        """From the slope of errors that were solved for, that of what they are without each other's writes."""
+        if self.given.affine is None:
+            raise RuntimeError("errors were solved for, and nobody said how they depend on what the memory says.")
+        system = (-self.given.affine[1] * hears).mT
+        return torch.linalg.solve_triangular(system, slope, upper=True, unitriangular=True)
 
     def _output_back(self, name: str, sums: Sums, of_inputs: Weights, of_old: Weights) -> None:
         """From what a linear said to its input and to the errors that it heard."""
-        arrived, read = sums.of(self.writing.forward.outputs[name]), self.reads.forth[name]
-        if name not in self.go.wired.behind:  # only tokens and constants come before: `finish` goes there, once
+        arrived, read = sums.of(self.writing.forward.outputs[name]), self._forth[name]
+        if name not in self.wired.behind:  # only tokens and constants come before: `finish` goes there, once
             if name in of_inputs:
                 add(self._of_first, name, of_inputs[name])
-            if arrived is not None and read.r is not None and name != self.go.wired.solved:
+            if arrived is not None and read.r is not None and name != self.wired.solved:
                 add(of_old, name, (read.asked.scores * read.effect.write).mT.bmm(arrived))
             return
         if arrived is not None:
             # The slope of solved errors is in that of what they were solved from.
-            of_r = None if name == self.go.wired.solved else of_old
+            of_r = None if name == self.wired.solved else of_old
             add(of_inputs, name, ask_back(name, read, arrived, self.of_point, of_inputs, of_r))
         if name in of_inputs:
             sums.pull(self.writing.forward.inputs[name], of_inputs[name])
@@ -99,14 +141,14 @@ class RoundBack:
         for name, x in self.writing.forward.inputs.items():
             back = self.totals.of(self.writing.backs[name]) if name in self.writing.backs else None
             if back is not None:
-                carry_back(name, self.reads.back[name], back, of_carry)
+                carry_back(name, self._back[name], back, of_carry)
             arrived = self.totals.of(self.writing.forward.outputs[name])
             if arrived is not None:
-                carry_back(name, self.reads.forth[name], arrived, of_carry)
-            if name in self.go.wired.behind:
+                carry_back(name, self._forth[name], arrived, of_carry)
+            if name in self.wired.behind:
                 continue
             if arrived is not None:
-                read = self.reads.forth[name]
+                read = self._forth[name]
                 add(self._of_first, name, ask_back(name, read, arrived, self.of_point, self._of_first, None))
             if name in self._of_first:
                 self.totals.pull(x, self._of_first[name])

@@ -8,13 +8,14 @@ whose own size means nothing where a memory has learned all there is to learn.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from memkit.engine.memory_state import Weights
-from memkit.engine.one_round import Given, Round, RoundResult, Wiring
+from memkit.engine.one_round import Given, Kept, Round, RoundResult, Wiring
 from memkit.engine.tape import Tape, squared_surprise
 from memkit.rule import Rule
 
@@ -35,32 +36,37 @@ class Rounds(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """The block's tape, and the errors that every round began with; where they settled, only those of one more."""
+    """The block's tape; and of each round what its products found and the errors that it began with.
+
+    Where rounds settle only the last one, as it were one that begins with what it ends with.
+    """
 
     tape: Tape
-    olds: tuple[Weights, ...]
+    rounds: tuple[tuple[Kept, Weights], ...]
 
 
 @torch.no_grad()
-def settle(rule: Rule, given: Given, rounds: Rounds, wired: Wiring, *, surprise: bool) -> Settled | None:
+def settle(rule: Rule, given: Given, rounds: Rounds, wired: Wiring, *, graph: bool, surprise: bool) -> Settled | None:
     """What rounds find, all tensors plain numbers; with losses and gradient norms if `surprise` asks.
 
-    None where rounds come no closer, or overflow.
+    graph: the last round is to be differentiated, and not only its errors used. None where rounds come no closer, or
+    overflow.
     """
     tokens = given.tokens
     go = Round(rule, given, wired)
     if rounds.most is None:
-        found = _settled(go, points(rule, given) - 1, rounds.within(tokens.k.dtype))
+        # What a round's errors write is one round ahead of what its linears say.
+        found = _settled(go, points(rule, given) - 1, rounds.within(tokens.k.dtype), ahead=1 if graph else 2)
         if found is None:
             return None
-        olds = (go.old(found),)
+        begun = ((found.kept, go.old(found)),)
     else:
-        found, olds = _fixed(go, rounds.most)
+        found, begun = _fixed(go, rounds.most)
     loss, squared = tokens.v[..., 0], found.squared_surprise
     if surprise:
         loss = rule.objective.loss(found.prediction, tokens.v, tokens.gates)
         squared = squared_surprise(found.inputs, found.errors) if squared is None else squared
-    return Settled(Tape(found.inputs, found.errors, loss, squared), olds)
+    return Settled(Tape(found.inputs, found.errors, loss, squared), begun)
 
 
 def points(rule: Rule, given: Given) -> int:
@@ -68,33 +74,39 @@ def points(rule: Rule, given: Given) -> int:
     return -(-given.tokens.k.shape[1] // rule.mini_batch)
 
 
-def _fixed(go: Round, most: int) -> tuple[RoundResult, tuple[Weights, ...]]:
+def _fixed(go: Round, most: int) -> tuple[RoundResult, tuple[tuple[Kept, Weights], ...]]:
     """What is found after so many rounds, settled or not."""
-    olds: list[Weights] = [{}]
-    found = go({})
+    old: Weights = {}
+    found = go(old)
+    begun = [(found.kept, old)]
     for _ in range(most):
-        olds.append(go.old(found))
-        found = go(olds[-1])
-    return found, tuple(olds)
+        old = go.old(found)
+        found = go(old)
+        begun.append((found.kept, old))
+    return found, tuple(begun)
 
 
-def _settled(go: Round, exact: int, tolerance: float) -> RoundResult | None:
-    """What rounds settle on, after `exact` of them at the latest; None where they come no closer."""
-    found, change, closest, waited = go({}), None, float("inf"), 0
-    scales = row_scales([found.outputs[name] for name in go.unknown])
+def _settled(go: Round, exact: int, tolerance: float, *, ahead: int) -> RoundResult | None:
+    """What rounds settle on, after `exact` of them at the latest; None where they come no closer.
+
+    They stop where the move that is foreseen `ahead` rounds from now is within the tolerance: a number is as far from
+    settled as its next move is large.
+    """
+    found, last, closest, waited = go({}), None, math.inf, 0
+    scales = row_scales([found.kept.outputs[name] for name in go.unknown])
     for n in range(1, exact + 1) if go.unknown else ():
-        before, found = found, go(go.old(found))
-        moves = [found.outputs[name] - before.outputs[name] for name in go.unknown]
-        moved = relative(moves, scales)
-        furthest, left = _foresee(moved, change).tolist()
-        if not furthest < float("inf"):
+        before, found = found.kept.outputs, go(go.old(found))
+        moved = relative([found.kept.outputs[name] - before[name] for name in go.unknown], scales)
+        furthest, foreseen = _foresee(moved, last, ahead)
+        if not furthest < math.inf:
             return None
-        if left <= tolerance or n == exact:
+        rounding = 64 * torch.finfo(moved.dtype).eps
+        if furthest <= rounding or foreseen <= tolerance or n == exact:
             break
         waited = 0 if furthest < closest else waited + 1
         if waited >= PATIENCE:
             return None
-        closest, change = min(furthest, closest), moved
+        closest, last = min(furthest, closest), moved
     return found
 
 
@@ -109,18 +121,14 @@ def relative(moves: list[Tensor], scales: list[Tensor]) -> Tensor:
     return found[0] if len(found) == 1 else torch.stack(found).amax(0)
 
 
-def _foresee(moved: Tensor, last: Tensor | None) -> Tensor:
-    """Two numbers: the largest move of all, infinite if it is none, and the one foreseen two rounds from now.
+def _foresee(moved: Tensor, last: Tensor | None, ahead: int) -> tuple[float, float]:
+    """The largest move of all, `[N, L]`, and the largest one foreseen `ahead` rounds from now, but no larger than it.
 
     Where a token's move was c times as large as the one before, `last`, each to come is foreseen to be c times as
-    large again. A number is as far from settled as its next move is large, and what this round's errors write is one
-    round ahead of what the linears say now.
+    large again.
     """
     if not moved.numel():
-        return moved.new_zeros(2)
-    furthest = moved.amax()
-    ratio = torch.ones_like(moved) if last is None else moved / last.clamp(min=1e-30)
-    foreseen = (moved * ratio**2).amax()
-    furthest, foreseen = (x.nan_to_num(nan=float("inf"), posinf=float("inf")) for x in (furthest, foreseen))
-    rounding = 64 * torch.finfo(moved.dtype).eps
-    return torch.stack([furthest, torch.where(furthest <= rounding, 0, torch.minimum(furthest, foreseen))])
+        return 0.0, 0.0
+    to_come = moved if last is None else moved * (moved / last.clamp(min=1e-30)) ** ahead
+    furthest, foreseen = torch.stack([moved.amax(), to_come.amax()]).tolist()
+    return furthest, foreseen if foreseen < furthest else furthest

@@ -19,13 +19,15 @@ from memkit.engine.adjoint import Asked, Slopes, add, ask, fold_back
 from memkit.engine.coefficients import Coefficients
 from memkit.engine.dual import after
 from memkit.engine.memory_state import Weights
-from memkit.engine.one_round import Round, Wiring
-from memkit.engine.round_back import RoundBack
+from memkit.engine.one_round import Wiring
+from memkit.engine.round_back import Leaves, RoundBack
 from memkit.engine.rounds import Rounds, Settled, points, relative, row_scales
 from memkit.engine.sweep_back import read_back
 from memkit.engine.tape import Tape, batched, outside_autocast
 from memkit.rule import Rule, Tokens
 from memkit.state import emptied, map_tensors, tensors, with_tensors
+
+Affine = tuple[Tensor, Tensor]
 
 
 class Given(NamedTuple):
@@ -36,11 +38,12 @@ class Given(NamedTuple):
     carry: Weights
     constants: Weights
 
-    def rounds(self) -> one_round.Given:
+    def rounds(self, affine: Affine | None) -> one_round.Given:
         """What its rounds start from, as plain numbers."""
         if self.own.point is None:
             raise RuntimeError("coefficients were unrolled without the gradient's point.")
-        return map_tensors(Tensor.detach, one_round.Given(self.tokens, self.own.point, self.carry, self.constants))
+        start = one_round.Given(self.tokens, self.own.point, self.carry, self.constants, affine)
+        return map_tensors(Tensor.detach, start)
 
 
 class Found(NamedTuple):
@@ -64,7 +67,8 @@ class _Arriving(NamedTuple):
 class _Kept(NamedTuple):
     """What rounds and reading leave for the way back."""
 
-    olds: tuple[Weights, ...]
+    rounds: tuple[tuple[one_round.Kept, Weights], ...]
+    affine: Affine | None
     inputs: Weights
     errors: Weights
     answers: Weights
@@ -80,17 +84,19 @@ class _How(NamedTuple):
     trees: list[Any]
 
 
-def joined(rule: Rule, given: Given, settled: Settled, rounds: Rounds, wired: Wiring) -> tuple[Tensor, Weights, Tape]:
+def joined(
+    rule: Rule, given: Given, settled: Settled, affine: Affine | None, rounds: Rounds, wired: Wiring
+) -> tuple[Tensor, Weights, Tape]:
     """The block's output, its carry and its tape, as functions of what is given."""
     how = _How(rule, rounds, wired, [emptied(given)])
-    y, *flat = _Block.apply(how, settled, *tensors(given))
+    y, *flat = _Block.apply(how, settled, affine, *tensors(given))
     found: Found = with_tensors(how.trees[-1], [y, *flat])
     return found.y, found.carry, settled.tape._replace(inputs=found.inputs, errors=found.errors)
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, how: _How, settled: Settled, *flat: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, how: _How, settled: Settled, affine: Affine | None, *flat: Tensor) -> tuple[Tensor, ...]:
         """Read and fold; the last of the trees is that of what is returned."""
         given: Given = with_tensors(how.trees[0], [x.detach() for x in flat])
         tape, answers, asked = settled.tape, {}, {}
@@ -101,7 +107,7 @@ class _Block(torch.autograd.Function):
             return answers[name]
 
         y = how.rule.memory.forward(answer, given.tokens.q, given.constants)
-        kept = _Kept(settled.olds, tape.inputs, tape.errors, answers, asked)
+        kept = _Kept(settled.rounds, affine, tape.inputs, tape.errors, answers, asked)
         found = Found(y, after(given.carry, given.own, tape), *map_tensors(_as_new, (tape.inputs, tape.errors)))
         how.trees.extend((emptied(kept), emptied(found)))
         ctx.how = how
@@ -120,7 +126,7 @@ class _Block(torch.autograd.Function):
         slope = _arriving(how.trees[2], arriving)
         found = _back(how, map_tensors(Tensor.detach, given), kept, slope)
         flat = [torch.zeros_like(x) if g is None else g for x, g in zip(saved, found, strict=False)]
-        return None, None, *flat
+        return None, None, None, *flat
 
 
 def _as_new(x: Tensor) -> Tensor:
@@ -148,7 +154,7 @@ def _back(how: _How, given: Given, kept: _Kept, slope: _Arriving) -> list[Tensor
     for sofar, arrived in ((to.of_inputs, slope.inputs), (to.of_errors, slope.errors)):
         for name, x in arrived.items():
             add(sofar, name, x.clone())
-    sums.extend(back.totals for back in _rounds_back(how, given, kept.olds, here, constants, to))
+    sums.extend(back.totals for back in _rounds_back(how, given, kept, leaves, to))
     found = [_sum([some.of(leaf) for some in sums]) for leaf in tensors(leaves)]
     tokens, rest = found[: len(tensors(here))], found[len(tensors(here)) :]
     effects = [(to.of_weight, to.of_point, to.of_last)[i].get(name) for i in range(3) for name in ("carry", "write")]
@@ -160,17 +166,15 @@ def _sum(slopes: list[Tensor | None]) -> Tensor | None:
     return sum(some[1:], some[0]) if some else None
 
 
-def _rounds_back(
-    how: _How, given: Given, olds: tuple[Weights, ...], here: Tokens, constants: Weights, to: Slopes
-) -> list[RoundBack]:
+def _rounds_back(how: _How, given: Given, kept: _Kept, leaves: Leaves, to: Slopes) -> list[RoundBack]:
     """Back through the rounds, from the last to the first; or, where they settled, through all that there could be."""
-    start = given.rounds()
+    start = given.rounds(kept.affine)
     found: list[RoundBack] = []
     of_inputs, of_errors = to.of_inputs, to.of_errors
-    for old in reversed(olds):
-        back = RoundBack(Round(how.rule, start, how.wired), old, here, constants, to.of_point)
+    for one, heard in reversed(kept.rounds):
+        back = RoundBack(how.rule, start, how.wired, one, heard, leaves, to.of_point)
         if how.rounds.most is None:
-            _settle_back(back, of_inputs, of_errors, points(how.rule, start), how.rounds.within(here.k.dtype))
+            _settle_back(back, of_inputs, of_errors, points(how.rule, start), how.rounds.within(start.tokens.k.dtype))
         else:
             of_inputs, of_errors = {}, back.pull(of_inputs, of_errors)
         back.finish(to.of_carry)
