@@ -88,7 +88,11 @@ def recalled_back(effect: Effect, r: Tensor, carry: Tensor) -> Tensor:
 def weighted(carry: Tensor, found: Tensor) -> Tensor:
     """Weight and slots together, from what x_t found in each, `[N, T, n * out]`, by the effect `[N, T, n]`."""
     n = carry.shape[-1]
-    return (carry.unsqueeze(-1) * apart(found, n)).sum(2)
+    split = apart(found, n)
+    total = carry[..., :1] * split[..., 0, :]
+    for i in range(1, n):
+        total = torch.addcmul(total, carry[..., i : i + 1], split[..., i, :])
+    return total
 
 
 def before(effect: AnyEffect) -> AnyEffect:

@@ -13,14 +13,16 @@ from memkit.state import Tree, tensors, with_tensors
 
 CACHED = 2 * 2**20
 """Bytes of weights and slots that one thread works on at once: tokens and errors need some more beside them."""
+CALLED = 4 * 2**20
+"""The same where every product is a call of its own, and few calls are worth more than what is near."""
 MOVED = ("weights", "slots", "anchor", "pending", "offset")
 """What a call changes of a state whose rule has no window, but its integers."""
 
 
-def at_once(state: MemoryState) -> int:
+def at_once(state: MemoryState, *, compiled: bool) -> int:
     """How many rows of the batch to run at once: a divisor of it, as every other number of rows is compiled anew."""
     batch = state.offset.shape[0]
-    room = CACHED * torch.get_num_threads()
+    room = (CACHED if compiled else CALLED) * torch.get_num_threads()
     carried = sum(x.nbytes for x in tensors((state.weights, state.slots)))
     if state.offset.device.type != "cpu" or carried <= room:
         return batch

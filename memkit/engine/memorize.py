@@ -245,7 +245,7 @@ def _piece(
     few = how.form == "iterate" or (several and how.form == "dual" and compiles_blocks(rule))
     few = few and watch is None and not torch.compiler.is_compiling()
     batch, given = state.offset.shape[0], (tokens, mask)
-    size = at_once(state) if few else batch
+    size = at_once(state, compiled=how.form == "dual") if few else batch
     return in_parts(part, given, state, size) if size < batch else part(given, state)
 
 
