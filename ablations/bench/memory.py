@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from collections.abc import Callable
@@ -10,6 +11,18 @@ from pathlib import Path
 from typing import Any
 
 STATUS = Path("/proc/self/status")
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Names of glibc's `mallopt`."""
+
+
+def keep_freed() -> bool:
+    """Have the allocator keep what is given back to it, while this process lives; False where it cannot be told.
+
+    glibc gives large memory back to the system by rules of its own, and the next call pays for it page by page: the
+    same one may take twice as long, depending on what others did before.
+    """
+    tell = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    return tell is not None and bool(tell(TRIM_THRESHOLD, 2**30) and tell(MMAP_THRESHOLD, 32 * 2**20))
 
 
 def growth(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> float:

@@ -57,8 +57,8 @@ def ask(effect: Effect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> tuple
 class Slopes:
     """A block's coefficients, inputs a and errors r, by the names of the weights; and the sums of slopes of them.
 
-    of_weight, of_point and of_last: of the coefficients, by "carry" and "write". of_carry and of_weights, the weights
-    that gradients saw, lie as the carries do.
+    of_weight, of_last and of_point, what gradients see: of the coefficients, by "carry" and "write". of_carry and
+    of_weights, the weights that gradients saw, lie as the carries do.
     """
 
     def __init__(self, own: Coefficients, inputs: Weights, errors: Weights) -> None:
@@ -73,8 +73,7 @@ class Slopes:
 
     def own(self) -> Coefficients:
         """The slopes of the coefficients."""
-        point = Effect(**self.of_point) if self.of_point else None
-        return Coefficients(Effect(**self.of_weight), point, self.of_last["carry"], self.of_last["write"])
+        return Coefficients(Effect(**self.of_weight), None, self.of_last["carry"], self.of_last["write"])
 
     def add_weight(self, name: str, a: Tensor, r: Tensor) -> None:
         """Add a^T r to the slope of the weight that gradients saw."""

@@ -19,11 +19,11 @@ from memkit.engine.block import fold, for_queries, stacked, turn_back, unstacked
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.dual import after, begin, observe_block, of_blocks, reader
 from memkit.engine.memory_state import Rows, Weights, cut
-from memkit.engine.one_round import wiring
+from memkit.engine.one_round import Wiring, wiring
 from memkit.engine.rounds import Rounds, settle
 from memkit.engine.scan import Watch
-from memkit.engine.settled import Affine, Given, joined
-from memkit.engine.solve import affine
+from memkit.engine.settled import Given, joined
+from memkit.engine.solve import Affine, affine
 from memkit.engine.tape import Tape, graph_wanted, record
 from memkit.layout import Block
 from memkit.rule import Rule, Tokens
@@ -31,13 +31,26 @@ from memkit.state import map_tensors
 
 
 class _Piece(NamedTuple):
-    """Tokens start..stop of the call, whole mini-batches unless at its ends, and what they do."""
+    """Tokens start..stop of the call, whole mini-batches unless at its ends, and what they do.
+
+    effects: on what queries see and what is left, and on what gradients see. affine: errors that can be solved for.
+    """
 
     block: Block
     tokens: Tokens
     steps: Steps
-    own: Coefficients
+    effects: tuple[Coefficients, Effect]
     affine: Affine | None
+
+
+class _How(NamedTuple):
+    """The rule and how its rounds run; whether gradients are wanted of them, and whether anybody watches."""
+
+    rule: Rule
+    rounds: Rounds
+    wired: Wiring
+    graph: bool
+    watched: bool
 
 
 def iterate(
@@ -60,39 +73,29 @@ def iterate(
     none = map_tensors(lambda x: x[:, :0], tokens)
     record(rule, none.k, none.v, none.gates, rows.weights, rows.constants)
     wired = wiring(rule, none.k, rows.weights, rows.constants)
-    graph = graph_wanted((tokens, rows.weights, rows.slots, rows.constants))
-    # Nobody keeps a carry that is left behind, unless for gradients or as an anchor.
-    spare = {} if rows.anchor or graph else map_tensors(torch.empty_like, carry)
     lengths = [block.stop - block.start for block in blocks]
     steps = coefficients.probe(rule, tokens, valid)
     known = None if wired.solved is None else affine(rule, map_tensors(Tensor.detach, tokens))
-    own = of_blocks(steps, lengths, point=True)
-    queue = deque(map(_Piece, blocks, cut(tokens, lengths), steps.cut(lengths), own, _cut_up(known, lengths)))
+    each = [_as_seen(rule, own) for own in of_blocks(steps, lengths, point=True)]
+    queue = deque(map(_Piece, blocks, cut(tokens, lengths), steps.cut(lengths), each, _cut_up(known, lengths)))
+    how = _How(rule, rounds, wired, graph_wanted((tokens, rows.weights, rows.slots, rows.constants)), watch is not None)
+    # Nobody keeps a carry that is left behind, unless for gradients or as an anchor.
+    spare = {} if rows.anchor or how.graph else map_tensors(torch.empty_like, carry)
     while queue:
         piece = queue.popleft()
-        block, here = piece.block, piece.tokens
-        size = block.stop - block.start
+        block = piece.block
         there = None if valid is None else valid[:, block.start : block.stop]
-        own = piece.own._replace(weight=for_queries(rule, piece.own.weight))
-        if size <= rule.mini_batch:  # one gradient point: what the dual form does
-            anchor = begin(rule, block, carry, anchor, rows, here.gates)
-            tape = record(rule, here.k, here.v, here.gates, anchor, rows.constants, surprise=watch is not None)
-            y, following = _followed(rule, here.q, own, carry, tape, rows, spare)
+        if block.stop - block.start <= rule.mini_batch:  # one gradient point: what the dual form does
+            anchor = begin(rule, block, carry, anchor, rows, piece.tokens.gates)
+            y, following, tape = _at_point(how, piece, anchor, carry, rows, spare)
         else:
-            own = own._replace(point=_at_points(own, rule.mini_batch))
-            given = Given(here, own, carry, rows.constants)
-            start = given.rounds(piece.affine)
-            settled = settle(rule, start, rounds, wired, graph=graph, surprise=watch is not None)
-            if settled is None:
+            found = _by_rounds(how, piece, carry, rows, spare)
+            if found is None:
                 queue.extendleft(reversed(_halves(rule, piece, there)))
                 continue
-            tape = settled.tape
-            if graph:
-                y, following, tape = joined(rule, given, settled, piece.affine, rounds, wired)
-            else:
-                y, following = _followed(rule, here.q, own, carry, tape, rows, spare)
-            anchor = _last_points(own.point, carry, tape, there, anchor) if rows.anchor else {}
-        observe_block(watch, tape, size)
+            y, following, tape = found
+            anchor = _last_points(piece.effects[1], carry, tape, there, anchor) if rows.anchor else {}
+        observe_block(watch, tape, block.stop - block.start)
         outputs.append(y)
         carry, spare = following, carry if spare else {}
     weights, slots = unstacked(carry, rows)
@@ -100,22 +103,48 @@ def iterate(
     return torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots, anchor=anchor)
 
 
+def _at_point(
+    how: _How, piece: _Piece, anchor: Weights, carry: Weights, rows: Rows, spare: Weights
+) -> tuple[Tensor, Weights, Tape]:
+    """What queries read, the carry after the block, and its tape, of a block with one gradient point."""
+    _, k, v, gates = piece.tokens
+    tape = record(how.rule, k, v, gates, anchor, rows.constants, surprise=how.watched)
+    return *_followed(how.rule, piece, carry, tape, rows, spare), tape
+
+
+def _by_rounds(
+    how: _How, piece: _Piece, carry: Weights, rows: Rows, spare: Weights
+) -> tuple[Tensor, Weights, Tape] | None:
+    """The same of a block with several; None where rounds come no closer."""
+    given = Given(piece.tokens, *piece.effects, carry, rows.constants)
+    start = given.rounds(piece.affine)
+    settled = settle(how.rule, start, how.rounds, how.wired, graph=how.graph, surprise=how.watched)
+    if settled is None:
+        return None
+    if how.graph:
+        return joined(how.rule, given, settled, piece.affine, how.rounds, how.wired)
+    return *_followed(how.rule, piece, carry, settled.tape, rows, spare), settled.tape
+
+
 def _followed(
-    rule: Rule, q: Tensor, own: Coefficients, carry: Weights, tape: Tape, rows: Rows, spare: Weights
+    rule: Rule, piece: _Piece, carry: Weights, tape: Tape, rows: Rows, spare: Weights
 ) -> tuple[Tensor, Weights]:
     """What queries read, and the carry after the block, in the spare memory if there is some."""
-    return rule.memory.forward(reader(own.weight, carry, tape), q, rows.constants), after(carry, own, tape, spare)
+    own, _ = piece.effects
+    y = rule.memory.forward(reader(own.weight, carry, tape), piece.tokens.q, rows.constants)
+    return y, after(carry, own, tape, spare)
 
 
-def _at_points(own: Coefficients, mini_batch: int) -> Effect:
-    """The effects on what each token's gradient sees: those at the first token of its mini-batch."""
+def _as_seen(rule: Rule, own: Coefficients) -> tuple[Coefficients, Effect]:
+    """Effects on what each query sees, and on what each token's gradient does: its mini-batch's first token's."""
     if own.point is None:
         raise RuntimeError("coefficients were unrolled without the gradient's point.")
-    if mini_batch == 1:
-        return own.point
-    place = torch.arange(own.point.carry.shape[-2], device=own.point.carry.device)
-    first = place - place % mini_batch
-    return Effect(own.point.carry[:, first], own.point.write[:, first])
+    point = own.point
+    if rule.mini_batch > 1:
+        place = torch.arange(point.carry.shape[-2], device=point.carry.device)
+        first = place - place % rule.mini_batch
+        point = Effect(point.carry[:, first], point.write[:, first])
+    return own._replace(weight=for_queries(rule, own.weight), point=None), point
 
 
 def _last_points(seen: Effect, carry: Weights, tape: Tape, valid: Tensor | None, anchor: Weights) -> Weights:
@@ -143,12 +172,12 @@ def _halves(rule: Rule, piece: _Piece, valid: Tensor | None) -> list[_Piece]:
     blocks = [piece.block._replace(stop=middle), piece.block._replace(start=middle, begins=begins)]
     lengths = [block.stop - block.start for block in blocks]
     steps = piece.steps.cut(lengths)
-    own = [coefficients.unroll(some, point=True) for some in steps]
-    return list(map(_Piece, blocks, cut(piece.tokens, lengths), steps, own, _cut_up(piece.affine, lengths)))
+    each = [_as_seen(rule, coefficients.unroll(some, point=True)) for some in steps]
+    return list(map(_Piece, blocks, cut(piece.tokens, lengths), steps, each, _cut_up(piece.affine, lengths)))
 
 
 def _cut_up(known: Affine | None, lengths: list[int]) -> list[Affine | None]:
     """Parts of these lengths, one after the other."""
     if known is None:
         return [None] * len(lengths)
-    return list(zip(*(x.split(lengths, 1) for x in known), strict=True))
+    return [Affine(*part) for part in zip(*(x.split(lengths, 1) for x in known), strict=True)]

@@ -22,6 +22,7 @@ from memkit.engine.between import write_pass
 from memkit.engine.block import is_turned
 from memkit.engine.coefficients import Effect
 from memkit.engine.memory_state import Weights
+from memkit.engine.solve import Affine
 from memkit.engine.tape import limited, squared_surprise
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
@@ -30,14 +31,14 @@ from memkit.state import map_tensors
 class Given(NamedTuple):
     """What a block's rounds start from: its tokens, what each gradient sees of the carry and of every write.
 
-    affine: the errors that can be solved for, as `solve.affine` has them; None where there are none.
+    affine: the errors that can be solved for; None where there are none.
     """
 
     tokens: Tokens
     seen: Effect
     carry: Weights
     constants: Weights
-    affine: tuple[Tensor, Tensor] | None
+    affine: Affine | None
 
 
 class Kept(NamedTuple):
@@ -114,8 +115,8 @@ class Round:
         def forth(name: str, x: Tensor) -> Tensor:
             at_carry, asked[name], hears = self._meets(name, x)
             r = old.get(name)
-            if name == self.wired.solved:
-                r = solved[name] = self._solve(hears, at_carry)
+            if name == self.wired.solved and self.given.affine is not None:
+                r = solved[name] = self.given.affine.solved(hears, at_carry)
             return at_carry if r is None else torch.baddbmm(at_carry, hears, r)
 
         def back(name: str, x: Tensor, error: Tensor) -> Tensor | None:
@@ -145,11 +146,3 @@ class Round:
         if name not in self.wired.behind:
             self._known[name] = met
         return met
-
-    def _solve(self, hears: Tensor, at_carry: Tensor) -> Tensor:
-        """Errors that hear of each other: strictly lower, and the diagonal of 1 is implied."""
-        if self.given.affine is None:
-            raise RuntimeError("errors are solved for, and nobody said how they depend on what the memory says.")
-        at_zero, slope = self.given.affine
-        side = torch.addcmul(at_zero, slope, at_carry)
-        return torch.linalg.solve_triangular(-slope * hears, side, upper=False, unitriangular=True)

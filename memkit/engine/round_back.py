@@ -42,25 +42,18 @@ class RoundBack:
             lambda name, *_: kept.backs.get(name),
             graph=True,
         )
-        inputs, errors = map_tensors(Tensor.detach, (self.writing.forward.inputs, self.writing.errors))
+        inputs: Weights = map_tensors(Tensor.detach, self.writing.forward.inputs)
+        errors: Weights = map_tensors(Tensor.detach, self.writing.errors)
         heard = heard if wired.solved is None else {**heard, wired.solved: errors[wired.solved]}
-        self._forth = {
-            name: Read(given.seen, x, given.carry[name], x, heard.get(name), kept.asked[name])
-            for name, x in inputs.items()
-        }
         # Under a limit of gradient norms what errors hear of on the way back is what the round before left of them.
         written = errors if rule.surprise_limit is None else heard
-        self._back = {
-            name: Read(
-                given.seen,
-                errors[name],
-                given.carry[name],
-                written.get(name, errors[name]),
-                inputs[name] if name in written else None,
-                asked,
-            )
-            for name, asked in kept.asked_back.items()
-        }
+        seen, carry = given.seen, given.carry
+        self._forth, self._back = {}, {}
+        for name, x in inputs.items():
+            self._forth[name] = Read(seen, x, carry[name], x, heard.get(name), kept.asked[name])
+        for name, asked in kept.asked_back.items():
+            a, r = (written[name], inputs[name]) if name in written else (errors[name], None)
+            self._back[name] = Read(seen, errors[name], carry[name], a, r, asked)
         given_leaves = [here.k, here.v, *here.gates.values(), *constants.values()]
         self._leaves = [*self.writing.forward.outputs.values(), *self.writing.backs.values(), *given_leaves]
         self.totals = Sums(self._leaves)
@@ -108,17 +101,10 @@ class RoundBack:
         slope = of_errors.get(name)
         if slope is None:
             return
-        if name == self.wired.solved:
+        if name == self.wired.solved and self.given.affine is not None:
             read = self._forth[name]
-            slope = self._solve_back(read.asked.scores * read.effect.write, slope)
+            slope = self.given.affine.solved_back(read.asked.scores * read.effect.write, slope)
         sums.pull(self.writing.errors[name], slope)
-
-    def _solve_back(self, hears: Tensor, slope: Tensor) -> Tensor:
-        """From the slope of errors that were solved for, that of what they are without each other's writes."""
-        if self.given.affine is None:
-            raise RuntimeError("errors were solved for, and nobody said how they depend on what the memory says.")
-        system = (-self.given.affine[1] * hears).mT
-        return torch.linalg.solve_triangular(system, slope, upper=True, unitriangular=True)
 
     def _output_back(self, name: str, sums: Sums, of_inputs: Weights, of_old: Weights) -> None:
         """From what a linear said to its input and to the errors that it heard."""

@@ -121,6 +121,11 @@ def relative(moves: list[Tensor], scales: list[Tensor]) -> Tensor:
     return found[0] if len(found) == 1 else torch.stack(found).amax(0)
 
 
+def largest(moved: Tensor) -> float:
+    """The largest of some moves, of which there may be none."""
+    return float(moved.amax()) if moved.numel() else 0.0
+
+
 def _foresee(moved: Tensor, last: Tensor | None, ahead: int) -> tuple[float, float]:
     """The largest move of all, `[N, L]`, and the largest one foreseen `ahead` rounds from now, but no larger than it.
 

@@ -16,33 +16,31 @@ from torch.autograd.function import once_differentiable
 
 from memkit.engine import one_round
 from memkit.engine.adjoint import Asked, Slopes, add, ask, fold_back
-from memkit.engine.coefficients import Coefficients
+from memkit.engine.coefficients import Coefficients, Effect
 from memkit.engine.dual import after
 from memkit.engine.memory_state import Weights
 from memkit.engine.one_round import Wiring
 from memkit.engine.round_back import Leaves, RoundBack
-from memkit.engine.rounds import Rounds, Settled, points, relative, row_scales
+from memkit.engine.rounds import Rounds, Settled, largest, points, relative, row_scales
+from memkit.engine.solve import Affine
 from memkit.engine.sweep_back import read_back
 from memkit.engine.tape import Tape, batched, outside_autocast
 from memkit.rule import Rule, Tokens
 from memkit.state import emptied, map_tensors, tensors, with_tensors
 
-Affine = tuple[Tensor, Tensor]
-
 
 class Given(NamedTuple):
-    """A block's tokens and coefficients, own.weight for queries and own.point for gradients; and where it begins."""
+    """A block's tokens; its coefficients, own.weight for queries, and what gradients see; and where it begins."""
 
     tokens: Tokens
     own: Coefficients
+    seen: Effect
     carry: Weights
     constants: Weights
 
     def rounds(self, affine: Affine | None) -> one_round.Given:
         """What its rounds start from, as plain numbers."""
-        if self.own.point is None:
-            raise RuntimeError("coefficients were unrolled without the gradient's point.")
-        start = one_round.Given(self.tokens, self.own.point, self.carry, self.constants, affine)
+        start = one_round.Given(self.tokens, self.seen, self.carry, self.constants, affine)
         return map_tensors(Tensor.detach, start)
 
 
@@ -157,7 +155,7 @@ def _back(how: _How, given: Given, kept: _Kept, slope: _Arriving) -> list[Tensor
     sums.extend(back.totals for back in _rounds_back(how, given, kept, leaves, to))
     found = [_sum([some.of(leaf) for some in sums]) for leaf in tensors(leaves)]
     tokens, rest = found[: len(tensors(here))], found[len(tensors(here)) :]
-    effects = [(to.of_weight, to.of_point, to.of_last)[i].get(name) for i in range(3) for name in ("carry", "write")]
+    effects = [some.get(name) for some in (to.of_weight, to.of_last, to.of_point) for name in ("carry", "write")]
     return [*tokens, *effects, *(to.of_carry.get(name) for name in given.carry), *rest]
 
 
@@ -184,7 +182,7 @@ def _rounds_back(how: _How, given: Given, kept: _Kept, leaves: Leaves, to: Slope
 
 def _settle_back(back: RoundBack, of_inputs: Weights, of_errors: Weights, most: int, tolerance: float) -> None:
     """Pull l, then J^T l, and so on, until nothing of weight is left."""
-    total = {name: x.clone() for name, x in of_errors.items()}
+    total = {name: x.clone() for name, x in of_errors.items()}  # a pull adds to what it is given
     for _ in range(most):
         of_inputs, of_errors = {}, back.pull(of_inputs, of_errors)
         if not of_errors:
@@ -195,5 +193,5 @@ def _settle_back(back: RoundBack, of_inputs: Weights, of_errors: Weights, most: 
             continue
         names = list(of_errors)
         moved = relative([of_errors[name] for name in names], row_scales([total[name] for name in names]))
-        if not float(moved.amax()) > tolerance:
+        if not largest(moved) > tolerance:
             break

@@ -64,6 +64,23 @@ def _only(rule: Rule, rows: Rows) -> str:
     return name
 
 
+class Affine(NamedTuple):
+    """Errors that are affine in the prediction: those at 0, `[N, L, V]`, and how they grow with it, `[N, L, 1]`."""
+
+    at_zero: Tensor
+    slope: Tensor
+
+    def solved(self, hears: Tensor, at_carry: Tensor) -> Tensor:
+        """Errors of tokens that hear `at_carry` of the carry, and `hears` `[N, L, L]` of each other's writes."""
+        side = torch.addcmul(self.at_zero, self.slope, at_carry)
+        # Strictly lower; the diagonal of 1 is implied.
+        return torch.linalg.solve_triangular(-self.slope * hears, side, upper=False, unitriangular=True)
+
+    def solved_back(self, hears: Tensor, slope: Tensor) -> Tensor:
+        """From the slope of what was solved for, that of the same errors at a given prediction."""
+        return torch.linalg.solve_triangular((-self.slope * hears).mT, slope, upper=True, unitriangular=True)
+
+
 class _Errors(NamedTuple):
     """The errors of blocks as a function of their carry: R = fixed + by_carry Z; by_carry is None where h is 0."""
 
@@ -122,8 +139,8 @@ def _errors(rule: Rule, here: Tokens, own: AnyCoefficients) -> _Errors:
     return _Errors(fixed, by_carry)
 
 
-def affine(rule: Rule, here: Tokens) -> tuple[Tensor, Tensor]:
-    """The error at a prediction of 0, `[N, L, V]`, and how it grows with the prediction, `[N, L, 1]`."""
+def affine(rule: Rule, here: Tokens) -> Affine:
+    """The errors of tokens as a function of what the memory says."""
     graph = graph_wanted((here.v, here.gates))
     with unhooked(), torch.enable_grad():
         found = []
@@ -137,7 +154,7 @@ def affine(rule: Rule, here: Tokens) -> tuple[Tensor, Tensor]:
             loss = rule.objective.loss(prediction, here.v, here.gates).sum()
             found += torch.autograd.grad(loss, prediction, create_graph=graph, materialize_grads=True)
     at_zero, at_one = found if graph else (x.detach() for x in found)
-    return at_zero, (at_one - at_zero)[..., :1]
+    return Affine(at_zero, (at_one - at_zero)[..., :1])
 
 
 def _met(
