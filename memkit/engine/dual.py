@@ -29,7 +29,7 @@ from memkit.engine.scan import Watch
 from memkit.engine.tape import Tape, record
 from memkit.layout import Block
 from memkit.rule import Gates, Linear, Rule, Tokens, identity
-from memkit.state import Tree, map_tensors
+from memkit.state import Tree, map_tensors, merge_trees
 
 
 def dual(
@@ -116,12 +116,11 @@ def begin(rule: Rule, block: Block, carry: Weights, anchor: Weights, rows: Rows,
     if block.begins is False:
         return anchor
     first = gate_at(rule, gates, 0)
-    fresh = {}
-    for name, (weight, *slots) in parts(carry, rows).items():
-        fresh[name] = rule.effective(rule.point(weight, tuple(slots), first))
-        if isinstance(block.begins, Tensor):
-            fresh[name] = torch.where(block.begins[:, None, None], fresh[name], anchor[name])
-    return fresh
+    fresh = {
+        name: rule.effective(rule.point(weight, tuple(slots), first))
+        for name, (weight, *slots) in parts(carry, rows).items()
+    }
+    return merge_trees(block.begins, anchor, fresh) if isinstance(block.begins, Tensor) else fresh
 
 
 def reader(effect: AnyEffect, carry: Weights, tape: Tape) -> Linear:

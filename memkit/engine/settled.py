@@ -111,6 +111,8 @@ class _Block(torch.autograd.Function):
         ctx.how = how
         ctx.save_for_backward(*flat, *tensors(kept))
         ctx.set_materialize_grads(False)
+        if not any(x.requires_grad for x in flat[1:]):  # but queries: what is written has no history
+            ctx.mark_non_differentiable(*tensors(found)[1:])
         return tuple(tensors(found))
 
     @staticmethod

@@ -16,7 +16,7 @@ from memkit.engine.dual import after, lowered, reader
 from memkit.engine.memory_state import Weights
 from memkit.engine.tape import record
 from memkit.rule import Rule, Tokens
-from memkit.state import Tree, map_tensors, tensors, with_tensors
+from memkit.state import Tree, map_tensors, merge_trees, tensors, with_tensors
 
 
 class Given(NamedTuple):
@@ -104,9 +104,7 @@ def _begun(rule: Rule, begins: Tensor | bool, carry: Weights, anchor: Weights, h
         return anchor
     shapes = rule.memory.shapes(here.k.shape[-1], here.v.shape[-1])
     fresh = {name: turn_back(x, *shapes[name]) for name, x in carry.items()}
-    if isinstance(begins, Tensor):
-        fresh = {name: torch.where(begins[:, None, None], x, anchor[name]) for name, x in fresh.items()}
-    return fresh
+    return merge_trees(begins, anchor, fresh) if isinstance(begins, Tensor) else fresh
 
 
 def _block(
