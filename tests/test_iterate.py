@@ -143,6 +143,35 @@ def test_rounds_settle_on_the_definition_and_so_do_their_gradients(name: str) ->
     near(tuple(gradients(case, form="iterate")), tuple(gradients(case, form="scan")))
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("asked", ["outputs", "state"])
+def test_gradients_of_a_part_of_the_result_are_those_of_the_definition(name: str, asked: str) -> None:
+    """Where nothing arrives at the rest, and no reading or no folding goes back."""
+
+    def slopes(form: str) -> tuple[torch.Tensor, ...]:
+        case = Case(VARIANTS[name][0], tokens=7)
+        leaves = case.leaves()
+        y, state = case.memorize(form=form)
+        part = (y,) if asked == "outputs" else (state.weights, state.slots)
+        return torch.autograd.grad(functional(part), leaves, materialize_grads=True)
+
+    near(slopes("iterate"), slopes("scan"))
+
+
+@pytest.mark.parametrize("cut", [3, 4])
+def test_gradients_flow_through_the_weights_of_a_mini_batch_that_a_call_leaves(cut: int) -> None:
+    def slopes(form: str) -> tuple[torch.Tensor, ...]:
+        case = Case(titans(mini_batch=2), tokens=9)
+        leaves = case.leaves()
+        first, case.state = case.memorize(slice(cut), form=form)
+        second, state = case.memorize(slice(cut, None), form=form)
+        return torch.autograd.grad(
+            functional((first, second, state.weights, state.anchor)), leaves, materialize_grads=True
+        )
+
+    near(slopes("iterate"), slopes("scan"))
+
+
 def test_gradients_are_exact_at_a_saddle_where_values_settle_at_once() -> None:
     """With weights of zero no write changes anything, so values say nothing of how far gradients have come."""
 
