@@ -60,6 +60,27 @@ def test_a_goal_as_a_row() -> None:
 
 
 @pytest.mark.parametrize(
+    ("figures", "reach", "at_most", "shown", "verdict"),
+    [
+        ((1.0203,) * 3, 1.02, True, "1.0203", "not reached"),
+        ((1.02,) * 3, 1.02, True, "1.02", "reached"),
+        ((1.0199,) * 3, 1.02, True, "1.0199", "reached"),
+        ((74.996,) * 3, 75.0, False, "74.996", "not reached"),
+        ((1.0000004e-6,) * 3, 1e-6, True, "1.0000004e-06", "not reached"),
+        ((0.9, 1.0, 1.10004), 1.1, True, "1.00000 (0.90000 to 1.10004)", "not resolved"),
+        ((1.5999, 1.7, 1.8), 1.6, False, "1.7000 (1.5999 to 1.8000)", "not resolved"),
+        ((1.6, 1.7, 1.8), 1.6, False, "1.70 (1.60 to 1.80)", "reached"),
+        ((1.0, 2.0, INF), 1.5, True, "2.00 (1.00 to inf)", "not reached"),
+        ((NAN, NAN, NAN), 1.1, True, "nan (nan to nan)", "not reached"),
+    ],
+)
+def test_digits_tell_a_figure_from_its_goal(
+    figures: tuple[float, float, float], reach: float, at_most: bool, shown: str, verdict: str
+) -> None:
+    assert goal(*figures, reach, at_most).cells[3::2] == (f"{shown} times", verdict)
+
+
+@pytest.mark.parametrize(
     ("ours", "yardstick", "found"),
     [
         ([4.0, 4.0, 4.0], [1.0, 4.0, 16.0], 20.0),
