@@ -159,6 +159,7 @@ def test_a_stream_ends_as_a_call_from_its_state(monkeypatch: pytest.MonkeyPatch)
     found = run_benchmark("stream", lambda what, done, total: heard.append((done, total)))
     assert heard == [(i, 64) for i in range(1, 65)]
     assert [row[0] for row in found.rows] == ["lmm", "mac", "mag", "mal"]
+    assert {len(row) for row in found.rows} == {len(found.columns)}
     for figures in found.data["models"].values():
         assert figures["finite"] and figures["difference"] <= 1e-6  # a loaded state lies otherwise in memory
         assert 0 < figures["early_mib"] <= figures["peak_mib"]

@@ -64,17 +64,7 @@ def stream(tell: Tell) -> Benchmark:
     found, troubles = ({name: given[name] for name in MODELS if name in given} for given in (found, troubles))
     if not found:
         raise RuntimeError("\n".join(f"{trouble}\n{trouble.details}" for trouble in troubles.values()))
-    columns = (
-        "model",
-        "us a token, first",
-        "last",
-        "MiB, first",
-        "later",
-        "at most",
-        "state, KiB",
-        "difference",
-        "finite",
-    )
+    columns = ("model", "us a token, first", "last", "MiB, first", "all", "state, KiB", "difference", "finite")
     notes = (
         f"{SIZES.tokens:,} random bytes through {SIZES.depth} layers (dim {SIZES.dim}, {SIZES.heads} heads, one row, "
         f"float32, no gradients), {SIZES.chunk:,} tokens a call, a process of one thread for each model, "
