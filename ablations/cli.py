@@ -260,8 +260,8 @@ def bench(
 ) -> None:
     """Time things against each other on this machine, and keep the figures as JSON, Markdown and a page with plots.
 
-    The page, `bench.html`, shows every benchmark that the folder holds. Where one of `all` fails the others run all the
-    same, and the exit code is 1.
+    The page, `bench.html`, shows every benchmark that the folder holds. Where one of `all` fails, or one model
+    of `stream`, the others run all the same, and the exit code is 1.
 
     Examples:
 

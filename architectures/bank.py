@@ -41,9 +41,10 @@ class MemoryBank(Mixer):
     levels: C_l, the tokens per write of each memory. Between its writes a memory's weights rest, so the level's rule
     is the given one with `update_every` = C_l and without a mini-batch. Symbols: eta_t = `weight` of a token times
     `lr` of the write; Agg, which the paper leaves open, weighs each channel of each level.
-    rule: one for all levels, or a list of one for each; other options as for `neural_memory`, for all levels. The
-    paper's chain of levels (70) is layers of a single level each, one behind the other; and its long version learns
-    by the model's loss, where a memory here learns by its rule's objective.
+    rule: one for all levels, or a list of one for each; conv, surprise_limit, recompute as for `neural_memory`, for
+    all levels (there is no `products`: it is for mini-batches, and no level has any). The paper's chain of levels (70)
+    is layers of a single level each, one behind the other; and its long version learns by the model's loss, where a
+    memory here learns by its rule's objective.
 
     Raises `ValueError` without levels, for levels below 1, as many rules as there are no levels for, and a rule that
     cannot write once in several tokens.
@@ -60,6 +61,7 @@ class MemoryBank(Mixer):
         rule: RuleSpec | list[RuleSpec] = "titans",
         conv: int = 4,
         surprise_limit: float | None = None,
+        recompute: int | None = None,
     ) -> None:
         if not levels:
             raise ValueError(f"a bank needs at least one level, such as levels={list(LEVELS)}.")
@@ -68,7 +70,8 @@ class MemoryBank(Mixer):
         super().__init__(dim)
         rules = [every_so_often(one, n) for n, one in zip(levels, one_each(rule, len(levels), "levels"), strict=True)]
         self.memories = nn.ModuleList(
-            NeuralMemory(dim=dim, heads=heads, rule=one, conv=conv, surprise_limit=surprise_limit) for one in rules
+            NeuralMemory(dim=dim, heads=heads, rule=one, conv=conv, surprise_limit=surprise_limit, recompute=recompute)
+            for one in rules
         )
         self.weights = nn.Parameter(torch.full((len(levels), dim), 1 / len(levels)))
 
@@ -111,12 +114,21 @@ def bank(
     rule: RuleSpec | list[RuleSpec] = "titans",
     conv: int = 4,
     surprise_limit: float | None = None,
+    recompute: int | None = None,
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
     """A bank of memories that learn at different frequencies in every layer; options as for the mixer `bank`."""
     mixers = [
-        MemoryBank(dim=dim, heads=heads, levels=levels, rule=rule, conv=conv, surprise_limit=surprise_limit)
+        MemoryBank(
+            dim=dim,
+            heads=heads,
+            levels=levels,
+            rule=rule,
+            conv=conv,
+            surprise_limit=surprise_limit,
+            recompute=recompute,
+        )
         for _ in range(depth)
     ]
     return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)

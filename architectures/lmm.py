@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from architectures.language_model import LanguageModel
 from architectures.titans import titans_model
-from memkit.mixers.neural_memory import NeuralMemory
+from memkit.mixers.neural_memory import NeuralMemory, Products
 from memkit.mixers.specs import RuleSpec
 from memkit.registry import register
 
@@ -20,16 +20,27 @@ def lmm(
     rule: RuleSpec = "titans",
     conv: int = 4,
     surprise_limit: float | None = None,
+    recompute: int | None = None,
+    products: Products | None = None,
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
     """Titans without attention: the neural memory is the only thing that mixes tokens.
 
-    rule, conv, surprise_limit: as for the mixer `neural_memory`. persistent: learned tokens in front of every
-    layer, 0 for none. feed_forward, checkpoint: as for `LanguageModel`, a SwiGLU's width in multiples of dim, and
-    whether blocks are computed again in the backward pass instead of being kept.
+    rule, conv, surprise_limit, recompute, products: as for the mixer `neural_memory`. persistent: learned tokens in
+    front of every layer, 0 for none. feed_forward, checkpoint: as for `LanguageModel`, a SwiGLU's width in multiples
+    of dim, and whether blocks are computed again in the backward pass instead of being kept.
     """
     mixers = [
-        NeuralMemory(dim=dim, heads=heads, rule=rule, conv=conv, surprise_limit=surprise_limit) for _ in range(depth)
+        NeuralMemory(
+            dim=dim,
+            heads=heads,
+            rule=rule,
+            conv=conv,
+            surprise_limit=surprise_limit,
+            recompute=recompute,
+            products=products,
+        )
+        for _ in range(depth)
     ]
     return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)

@@ -22,7 +22,7 @@ from memkit.engine import MemoryState
 from memkit.layout import Block, lay_out
 from memkit.mixers.attention import attend
 from memkit.mixers.base import Mixer, MixerState
-from memkit.mixers.neural_memory import NeuralMemory, NeuralMemoryState, Projection
+from memkit.mixers.neural_memory import NeuralMemory, NeuralMemoryState, Products, Projection
 from memkit.mixers.rope import Rotary
 from memkit.mixers.specs import RuleSpec
 from memkit.registry import register
@@ -53,7 +53,8 @@ class MACState(MixerState):
 class MemoryAsContext(Mixer):
     """Attention within segments of `segment` tokens, whose long past is what the memory recalls of it.
 
-    Options as for `neural_memory`, and the segment. Raises `ValueError` for sizes that do not fit.
+    Options as for `neural_memory`, and the segment. The memory is called once a segment, so `recompute` groups the
+    tokens of a segment at most, and attention is kept. Raises `ValueError` for sizes that do not fit.
     """
 
     state_type = MACState
@@ -67,11 +68,21 @@ class MemoryAsContext(Mixer):
         rule: RuleSpec = "titans",
         conv: int = 4,
         surprise_limit: float | None = None,
+        recompute: int | None = None,
+        products: Products | None = None,
     ) -> None:
         positive("segment", segment)
         super().__init__(dim)
         self.heads, self.segment = heads, segment
-        self.memory = NeuralMemory(dim=dim, heads=heads, rule=rule, conv=conv, surprise_limit=surprise_limit)
+        self.memory = NeuralMemory(
+            dim=dim,
+            heads=heads,
+            rule=rule,
+            conv=conv,
+            surprise_limit=surprise_limit,
+            recompute=recompute,
+            products=products,
+        )
         self.recalling = Projection(dim, dim, conv)
         self.rotary = Rotary(dim // heads)
         self.to_q = nn.Linear(dim, dim, bias=False)
@@ -200,18 +211,29 @@ def mac(
     rule: RuleSpec = "titans",
     conv: int = 4,
     surprise_limit: float | None = None,
+    recompute: int | None = None,
+    products: Products | None = None,
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
     """Titans, memory as a context: attention over what the memory recalls and the segment, in every layer.
 
-    segment: tokens that attention sees at most. rule, conv, surprise_limit: as for the mixer `neural_memory`.
-    persistent: learned tokens in front of every layer, 0 for none. feed_forward, checkpoint: as for
-    `LanguageModel`, a SwiGLU's width in multiples of dim, and whether blocks are computed again in the backward
-    pass instead of being kept.
+    segment: tokens that attention sees at most. rule, conv, surprise_limit, recompute, products: as for the mixer
+    `neural_memory`; recompute counts anew in every segment, so one of `segment` or more is a segment's. persistent:
+    learned tokens in front of every layer, 0 for none. feed_forward, checkpoint: as for `LanguageModel`, a SwiGLU's
+    width in multiples of dim, and whether blocks are computed again in the backward pass instead of being kept.
     """
     mixers = [
-        MemoryAsContext(dim=dim, heads=heads, segment=segment, rule=rule, conv=conv, surprise_limit=surprise_limit)
+        MemoryAsContext(
+            dim=dim,
+            heads=heads,
+            segment=segment,
+            rule=rule,
+            conv=conv,
+            surprise_limit=surprise_limit,
+            recompute=recompute,
+            products=products,
+        )
         for _ in range(depth)
     ]
     return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)

@@ -11,7 +11,7 @@ from architectures.language_model import LanguageModel
 from architectures.titans import titans_model
 from memkit.mixers.attention import SlidingWindowAttention
 from memkit.mixers.base import Mixer, MixerState
-from memkit.mixers.neural_memory import NeuralMemory
+from memkit.mixers.neural_memory import NeuralMemory, Products
 from memkit.mixers.specs import RuleSpec
 from memkit.registry import register
 
@@ -60,10 +60,20 @@ class MemoryAsGate(Mixer):
         rule: RuleSpec = "titans",
         conv: int = 4,
         surprise_limit: float | None = None,
+        recompute: int | None = None,
+        products: Products | None = None,
     ) -> None:
         super().__init__(dim)
         self.attention = SlidingWindowAttention(dim=dim, heads=heads, window=window)
-        self.memory = NeuralMemory(dim=dim, heads=heads, rule=rule, conv=conv, surprise_limit=surprise_limit)
+        self.memory = NeuralMemory(
+            dim=dim,
+            heads=heads,
+            rule=rule,
+            conv=conv,
+            surprise_limit=surprise_limit,
+            recompute=recompute,
+            products=products,
+        )
         self.gating = Gating(dim)
 
     def init_state(self, batch: int) -> MAGState:
@@ -95,17 +105,29 @@ def mag(
     rule: RuleSpec = "titans",
     conv: int = 4,
     surprise_limit: float | None = None,
+    recompute: int | None = None,
+    products: Products | None = None,
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
     """Titans, memory as a gate: sliding-window attention gated by the memory, in every layer.
 
-    window: tokens that attention sees. rule, conv, surprise_limit: as for the mixer `neural_memory`. persistent:
-    learned tokens in front of every layer, 0 for none. feed_forward, checkpoint: as for `LanguageModel`, a SwiGLU's
-    width in multiples of dim, and whether blocks are computed again in the backward pass instead of being kept.
+    window: tokens that attention sees. rule, conv, surprise_limit, recompute, products: as for the mixer
+    `neural_memory`. persistent: learned tokens in front of every layer, 0 for none. feed_forward, checkpoint: as for
+    `LanguageModel`, a SwiGLU's width in multiples of dim, and whether blocks are computed again in the backward pass
+    instead of being kept.
     """
     mixers = [
-        MemoryAsGate(dim=dim, heads=heads, window=window, rule=rule, conv=conv, surprise_limit=surprise_limit)
+        MemoryAsGate(
+            dim=dim,
+            heads=heads,
+            window=window,
+            rule=rule,
+            conv=conv,
+            surprise_limit=surprise_limit,
+            recompute=recompute,
+            products=products,
+        )
         for _ in range(depth)
     ]
     return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)

@@ -11,7 +11,7 @@ from architectures.language_model import LanguageModel
 from architectures.titans import titans_model
 from memkit.mixers.attention import SlidingWindowAttention
 from memkit.mixers.base import Mixer, MixerState
-from memkit.mixers.neural_memory import NeuralMemory
+from memkit.mixers.neural_memory import NeuralMemory, Products
 from memkit.mixers.specs import RuleSpec
 from memkit.registry import register
 
@@ -43,9 +43,19 @@ class MemoryAsLayer(Mixer):
         rule: RuleSpec = "titans",
         conv: int = 4,
         surprise_limit: float | None = None,
+        recompute: int | None = None,
+        products: Products | None = None,
     ) -> None:
         super().__init__(dim)
-        self.memory = NeuralMemory(dim=dim, heads=heads, rule=rule, conv=conv, surprise_limit=surprise_limit)
+        self.memory = NeuralMemory(
+            dim=dim,
+            heads=heads,
+            rule=rule,
+            conv=conv,
+            surprise_limit=surprise_limit,
+            recompute=recompute,
+            products=products,
+        )
         self.norm = nn.RMSNorm(dim, eps=1e-6)
         self.attention = SlidingWindowAttention(dim=dim, heads=heads, window=window)
 
@@ -73,17 +83,29 @@ def mal(
     rule: RuleSpec = "titans",
     conv: int = 4,
     surprise_limit: float | None = None,
+    recompute: int | None = None,
+    products: Products | None = None,
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
     """Titans, memory as a layer: the memory, then sliding-window attention, in every layer.
 
-    window: tokens that attention sees. rule, conv, surprise_limit: as for the mixer `neural_memory`. persistent:
-    learned tokens in front of every layer, 0 for none. feed_forward, checkpoint: as for `LanguageModel`, a SwiGLU's
-    width in multiples of dim, and whether blocks are computed again in the backward pass instead of being kept.
+    window: tokens that attention sees. rule, conv, surprise_limit, recompute, products: as for the mixer
+    `neural_memory`. persistent: learned tokens in front of every layer, 0 for none. feed_forward, checkpoint: as for
+    `LanguageModel`, a SwiGLU's width in multiples of dim, and whether blocks are computed again in the backward pass
+    instead of being kept.
     """
     mixers = [
-        MemoryAsLayer(dim=dim, heads=heads, window=window, rule=rule, conv=conv, surprise_limit=surprise_limit)
+        MemoryAsLayer(
+            dim=dim,
+            heads=heads,
+            window=window,
+            rule=rule,
+            conv=conv,
+            surprise_limit=surprise_limit,
+            recompute=recompute,
+            products=products,
+        )
         for _ in range(depth)
     ]
     return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)

@@ -19,7 +19,7 @@ from architectures.titans import titans_model
 from memkit.checks import positive
 from memkit.mixers.base import Mixer, MixerState
 from memkit.mixers.local_memory import LocalMemory, Span
-from memkit.mixers.neural_memory import NeuralMemory
+from memkit.mixers.neural_memory import NeuralMemory, Products
 from memkit.mixers.specs import RuleSpec, every_so_often, one_each
 from memkit.registry import register
 
@@ -43,7 +43,8 @@ class TNT(Mixer):
     the given one with `update_every` = C_G and read="before". shards: S, one local memory for each; C_L is the
     `mini_batch` of its rule, and stage 2 of the paper is training on with a smaller one. span: the keys that local
     queries are projected on; see `local_memory`. rule: of the global memory, and of the local ones unless `local`
-    names one for all or a list of one for each. Other options as for `neural_memory`, for all memories.
+    names one for all or a list of one for each. products: as for `neural_memory`, for the local memories; the global
+    one does not write in mini-batches, which it is for. conv, surprise_limit, recompute: likewise, for all memories.
 
     Each memory has projections, gates and an output norm of its own, where (7) writes one q, k and v for all.
     Raises `ValueError` for a chunk below 1, without shards, as many local rules as there are no shards for, and
@@ -64,17 +65,34 @@ class TNT(Mixer):
         local: RuleSpec | list[RuleSpec] | None = None,
         conv: int = 4,
         surprise_limit: float | None = None,
+        recompute: int | None = None,
+        products: Products | None = None,
     ) -> None:
         positive("chunk", chunk)
         if not shards:
             raise ValueError(f"tnt needs at least one local memory, such as shards={list(SHARDS)}.")
         super().__init__(dim)
         coarse = replace(every_so_often(rule, chunk), read="before")
-        self.whole = NeuralMemory(dim=dim, heads=heads, rule=coarse, conv=conv, surprise_limit=surprise_limit)
+        self.whole = NeuralMemory(
+            dim=dim,
+            heads=heads,
+            rule=coarse,
+            conv=conv,
+            surprise_limit=surprise_limit,
+            recompute=recompute,
+        )
         rules = one_each(rule if local is None else local, len(shards), "shards")
         self.parts = nn.ModuleList(
             LocalMemory(
-                dim=dim, heads=heads, shard=shard, span=span, rule=one, conv=conv, surprise_limit=surprise_limit
+                dim=dim,
+                heads=heads,
+                shard=shard,
+                span=span,
+                rule=one,
+                conv=conv,
+                surprise_limit=surprise_limit,
+                recompute=recompute,
+                products=products,
             )
             for shard, one in zip(shards, rules, strict=True)
         )
@@ -121,10 +139,13 @@ def tnt(
     local: RuleSpec | list[RuleSpec] | None = None,
     conv: int = 4,
     surprise_limit: float | None = None,
+    recompute: int | None = None,
+    products: Products | None = None,
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
     """A global memory and local ones that start anew every shard, in every layer; options as for the mixer `tnt`."""
     options: dict[str, Any] = {"chunk": chunk, "shards": shards, "span": span, "rule": rule, "local": local}
-    mixers = [TNT(dim=dim, heads=heads, conv=conv, surprise_limit=surprise_limit, **options) for _ in range(depth)]
+    options |= {"conv": conv, "surprise_limit": surprise_limit, "recompute": recompute, "products": products}
+    mixers = [TNT(dim=dim, heads=heads, **options) for _ in range(depth)]
     return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)

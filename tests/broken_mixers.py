@@ -199,6 +199,17 @@ class WritesWithoutGradient(NeuralMemory):
         return y, map_tensors(torch.detach, after)
 
 
+class ClipsAtRestart(NeuralMemory):
+    """The initial weights of a row that begins a document while others go on are clipped."""
+
+    def reset(self, state: Any, rows: Tensor) -> Any:
+        fresh = self.init_state(len(rows))
+        if not rows.all():
+            weights, anchor = map_tensors(lambda x: x.clamp(-0.1, 0.1), (fresh.memory.weights, fresh.memory.anchor))
+            fresh = replace(fresh, memory=replace(fresh.memory, weights=weights, anchor=anchor))
+        return state.merge(rows, fresh)
+
+
 def memory(kind: type[NeuralMemory] = NeuralMemory, conv: type[ShortConv] = ShortConv) -> Mixer:
     """The neural memory, or a broken one."""
     made = kind(dim=DIM, heads=2, rule={"name": "titans", "depth": 1, "mini_batch": 3})
@@ -248,5 +259,6 @@ MIXERS: dict[str, tuple[str, tuple[Callable[[], Mixer], Callable[[], Mixer]]]] =
         (partial(NoCache, dim=DIM, heads=2, window=3), partial(SlidingWindowAttention, dim=DIM, heads=2, window=3)),
     ),
     "recalled for later tokens": ("causality", (partial(context, SeesAllRecalled), context)),
+    "initial weights clipped by a restart": ("documents apart", (partial(memory, ClipsAtRestart), memory)),
     "writes without gradient": ("every parameter learns", (partial(memory, WritesWithoutGradient), memory)),
 }

@@ -32,7 +32,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mag": {"rule": RULE, "window": 3},
     "mal": {"rule": RULE, "window": 3, "checkpoint": True},
     "bank": {"rule": MATRIX, "levels": (1, 3)},
-    "tnt": {"rule": MATRIX, "chunk": 3, "shards": (3,)},
+    "tnt": {"rule": MATRIX, "chunk": 3, "shards": (3,), "recompute": 2},
     "hybrid": {
         "depth": 2,
         "pattern": [

@@ -44,7 +44,7 @@ def results() -> dict[str, Any]:
         "seeds": [0, 1],
         "baseline": "lmm",
         "metric": {"name": "bits per byte", "unit": "bits per byte", "direction": "lower"},
-        "yardstick": {"label": "unigram entropy", "value": 4.6},
+        "yardstick": {"label": "letter frequencies", "value": 4.6, "means": "a model below that has learned more"},
         "length": 256,
         "text": "title: x\n",
         "environment": {"torch": "2.13", "machine": "2 cores"},

@@ -12,6 +12,7 @@ import torch
 
 import memkit
 from ablations.bench import core, decode, length, models, rounds, rules, run_benchmark, stream, systems
+from ablations.bench.base import Trouble
 from ablations.bench.memory import growth
 from ablations.bench.timing import Spread, Times, take_turns
 from ablations.cli import main
@@ -158,6 +159,7 @@ def test_a_stream_ends_as_a_call_from_its_state(monkeypatch: pytest.MonkeyPatch)
     found = run_benchmark("stream", lambda what, done, total: heard.append((done, total)))
     assert heard == [(i, 64) for i in range(1, 65)]
     assert [row[0] for row in found.rows] == ["lmm", "mac", "mag", "mal"]
+    assert {len(row) for row in found.rows} == {len(found.columns)}
     for figures in found.data["models"].values():
         assert figures["finite"] and figures["difference"] <= 1e-6  # a loaded state lies otherwise in memory
         assert 0 < figures["early_mib"] <= figures["peak_mib"]
@@ -177,10 +179,31 @@ def test_numbers_that_are_not_finite_are_equal_to_nothing() -> None:
     assert verdicts == ["reached", "not reached"]
 
 
-def test_a_stream_that_ends_early_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "run_all", lambda *_, **__: iter([News("mac", "failed", "killed")]))
-    with pytest.raises(RuntimeError, match="streaming through mac ended early: killed"):
-        run_benchmark("stream", lambda *_: None)
+@pytest.mark.parametrize("others", [("lmm", "mag", "mal"), ()])
+def test_a_stream_that_ends_early_says_why_and_costs_no_other(
+    others: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed = {"us": [1.0, 1.0], "ratio": vars(Spread(1.0, 1.0, 1.0))}
+    mib = {"early_mib": 1.0, "peak_mib": 1.0, "state_kib": 1.0, "difference": 0.0, "mib_so_far": []}
+    figures = {
+        "first_us": 1.0,
+        "last_us": 1.0,
+        "finite": True,
+        "us_so_far": [],
+        "calls": timed,
+        "decoding": timed,
+        **mib,
+    }
+    ended = [News("mac", "failed", "killed", "Traceback"), *(News(name, "done", figures) for name in others)]
+    monkeypatch.setattr(stream, "run_all", lambda *_, **__: iter(ended))
+    if not others:
+        with pytest.raises(RuntimeError, match=r"streaming through mac failed.*: killed\nTraceback"):
+            run_benchmark("stream", lambda *_: None)
+        return
+    found = run_benchmark("stream", lambda *_: None)
+    assert found.troubles == (Trouble("streaming through mac", "killed", "Traceback"),)
+    assert tuple(row[0] for row in found.rows) == tuple(found.data["models"]) == tuple(found.plots[0].lines) == others
+    assert len(found.goals) == 4 * 3 and not any("mac" in goal.what for goal in found.goals)
 
 
 SMALL = {"vocab_size": 256, "dim": 16, "heads": 2, "depth": 2}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ablations.bench import Benchmark, base
+from ablations.bench.base import Trouble
 from ablations.bench.crossing import crossing, told
 from ablations.bench.goal import Goal, single
 from ablations.bench.page import write_page
@@ -55,6 +57,27 @@ def test_a_goal_as_a_row() -> None:
     )
     once = Goal("what", "a", "b", single(1.0103), 1.02, at_most=True)
     assert once.cells[3:] == ("1.01 times", "at most 1.02", "reached")
+
+
+@pytest.mark.parametrize(
+    ("figures", "reach", "at_most", "shown", "verdict"),
+    [
+        ((1.0203,) * 3, 1.02, True, "1.0203", "not reached"),
+        ((1.02,) * 3, 1.02, True, "1.02", "reached"),
+        ((1.0199,) * 3, 1.02, True, "1.0199", "reached"),
+        ((74.996,) * 3, 75.0, False, "74.996", "not reached"),
+        ((1.0000004e-6,) * 3, 1e-6, True, "1.0000004e-06", "not reached"),
+        ((0.9, 1.0, 1.10004), 1.1, True, "1.00000 (0.90000 to 1.10004)", "not resolved"),
+        ((1.5999, 1.7, 1.8), 1.6, False, "1.7000 (1.5999 to 1.8000)", "not resolved"),
+        ((1.6, 1.7, 1.8), 1.6, False, "1.70 (1.60 to 1.80)", "reached"),
+        ((1.0, 2.0, INF), 1.5, True, "2.00 (1.00 to inf)", "not reached"),
+        ((NAN, NAN, NAN), 1.1, True, "nan (nan to nan)", "not reached"),
+    ],
+)
+def test_digits_tell_a_figure_from_its_goal(
+    figures: tuple[float, float, float], reach: float, at_most: bool, shown: str, verdict: str
+) -> None:
+    assert goal(*figures, reach, at_most).cells[3::2] == (f"{shown} times", verdict)
 
 
 @pytest.mark.parametrize(
@@ -152,18 +175,24 @@ def example() -> Benchmark:
         (goal(3, 4, 5, 2.0),),
         (plot,),
         {"date": "today"},
+        (Trouble("a <model>", "killed", "Traceback: here"),),
     )
 
 
 def test_figures_come_back_as_they_were_kept(tmp_path: Path) -> None:
     markdown, data = example().write(tmp_path, "thing")
     assert Benchmark.read(data) == example()
-    assert json.loads(data.read_text())["goals"][0]["verdict"] == "reached"
+    kept = json.loads(data.read_text())
+    assert kept["goals"][0]["verdict"] == "reached"
+    assert "**a <model> failed, and is not among these figures: killed**" in markdown.read_text().splitlines()
     assert markdown.read_text().splitlines()[-3:] == [
         "| what | 1 s | 4 s | 4.00 (3.00 to 5.00) times | at least 2 | reached |",
         "",
         "date: today",
     ]
+    del kept["troubles"]
+    data.write_text(json.dumps(kept))
+    assert Benchmark.read(data) == replace(example(), troubles=()), "as files were before"
 
 
 def test_a_page_holds_every_benchmark_of_a_folder(tmp_path: Path) -> None:
@@ -171,8 +200,10 @@ def test_a_page_holds_every_benchmark_of_a_folder(tmp_path: Path) -> None:
     example().write(tmp_path, "other")
     (tmp_path / "foreign.json").write_text('{"title": "not ours"}')
     page = write_page(tmp_path).read_text()
-    assert page.count("Thing &lt;1&gt;") == 2 and "<code>code</code>" in page and "not ours" not in page
+    assert page.count("Thing &lt;1&gt;</h2>") == 2 and "<code>code</code>" in page and "not ours" not in page
     assert page.count('<td class="reached">reached</td>') == 2
+    said = "Thing &lt;1&gt;: a &lt;model&gt; failed, and is not among these figures: killed"
+    assert page.count(f'<p class="headline trouble">{said}</p>') == 4, "on top, and with the figures"
     assert "<script" not in page and "src=" not in page and "@import" not in page
 
 
@@ -182,7 +213,7 @@ def test_all_runs_every_benchmark_and_leaves_out_what_cannot_run(
     def refuse(_: object) -> Benchmark:
         raise ValueError("needs another machine.")
 
-    made = {"thing": lambda _: example(), "needy": refuse}
+    made = {"thing": lambda _: replace(example(), troubles=()), "needy": refuse}
     monkeypatch.setattr("ablations.bench.display.names", lambda kind: list(made))
     monkeypatch.setattr(base, "factory", lambda kind, name: made[name])
     assert main(["bench", "all", "--out", str(tmp_path)]) == 0
@@ -201,7 +232,11 @@ def test_one_that_fails_among_all_takes_no_other_with_it(
     def fail(_: object) -> Benchmark:
         raise RuntimeError("a process was killed.")
 
-    made = {"one": lambda _: example(), "broken": fail, "other": lambda _: example()}
+    made = {
+        "one": lambda _: replace(example(), troubles=()),
+        "broken": fail,
+        "other": lambda _: replace(example(), troubles=()),
+    }
     monkeypatch.setattr("ablations.bench.display.names", lambda kind: list(made))
     monkeypatch.setattr(base, "factory", lambda kind, name: made[name])
     assert main(["bench", "all", "--out", str(tmp_path)]) == 1
@@ -215,6 +250,20 @@ def test_one_that_fails_among_all_takes_no_other_with_it(
     del made["one"], made["other"]
     assert main(["bench", "all", "--out", str(tmp_path / "empty")]) != 0
     assert "broken failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["all", "thing"])
+def test_one_that_fails_in_part_keeps_the_rest(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ablations.bench.display.names", lambda kind: ["thing"])
+    monkeypatch.setattr(base, "factory", lambda kind, name: lambda _: example())
+    assert main(["bench", name, "--out", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert "a <model> failed, and is not among these figures: killed\nTraceback: here" in told
+    assert "thing failed in part, as told above; the page has the rest. Again: `memkit bench thing`." in told
+    kept = Benchmark.read(tmp_path / "thing.json")
+    assert kept is not None and kept.rows == example().rows and kept.troubles == example().troubles
 
 
 def test_no_page_of_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

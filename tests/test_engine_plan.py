@@ -101,10 +101,14 @@ def test_rounds_are_checked(options: dict[str, Any], message: str) -> None:
         (memkit.build("rule", "delta_net"), "step"),
         (replace(titans(mini_batch=1), update_every=3), "write"),
         (replace(titans(), window=3), "dual"),
+        (SEEN_ONCE, "step"),
+        (replace(SEEN_ONCE, window=3), "dual"),
     ],
 )
 def test_a_call_of_one_token_is_a_step_where_each_writes_its_own_gradient(rule: Rule, form: str) -> None:
     assert plan.choose(rule, "auto", 1) == form
+    said = f"A call of a single token, as in decoding, takes the form '{form}'." in memkit.explain(rule)
+    assert said == (form != plan.fastest(rule))
 
 
 def test_more_than_1024_tokens_one_at_a_time_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:

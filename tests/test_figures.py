@@ -52,7 +52,7 @@ def test_curves_have_a_line_a_band_and_a_label_each_and_the_yardstick(results: d
         assert [text.text for text in group.findall(f"{SVG}text")][0] == name
     labels = sorted(float(group.findall(f"{SVG}text")[0].attrib["y"]) for group in groups)
     assert all(b - a >= 17.9 for a, b in zip(labels, labels[1:], strict=False))
-    assert any(text.text == "unigram entropy: 4.600" for text in root.iter(f"{SVG}text"))
+    assert any(text.text == "letter frequencies: 4.600" for text in root.iter(f"{SVG}text"))
 
 
 def test_more_variants_than_colours_differ_by_their_dashes(results: dict[str, Any]) -> None:

@@ -102,7 +102,10 @@ def test_rules(component: Rule, law: Callable[[Rule], None]) -> None:
     law(component)
 
 
-@parametrize_with_laws({name: mixer(name) for name in memkit.names("mixer")})
+DIVERGES = {"neural_memory": {"finite": "a deep memory without surprise_limit may diverge, as the paper's may"}}
+
+
+@parametrize_with_laws({name: mixer(name) for name in memkit.names("mixer")}, exempt=DIVERGES)
 def test_mixers(component: Any, law: Callable[[Any], None]) -> None:
     law(component)
 

@@ -72,10 +72,13 @@ def test_the_table(results: dict[str, Any]) -> None:
     assert cells["w/o | <b>conv</b>"][-2:] == ["–", "–"]
     assert [line.best for line in table.lines] == [False, True, False]
     assert [line.baseline for line in table.lines] == [True, False, False]
-    assert table.yardstick == ["unigram entropy", "4.600", "+2.000", *["–"] * 7]
-    assert headline(results) == "Best of 3: mac, 2.400 ± 0.035 bits per byte (unigram entropy: 4.600)."
-    results["yardstick"]["value"] = 2.3
-    assert headline(results).endswith("(unigram entropy: 2.300). No variant does better.")
+    assert table.yardstick == ["letter frequencies", "4.600", "+2.000", *["–"] * 7]
+    found = "Best of 3: mac, 2.400 ± 0.035 bits per byte. For comparison, letter frequencies: 4.600"
+    assert headline(results) == f"{found}; a model below that has learned more."
+    results["yardstick"] |= {"value": 2.3, "means": ""}
+    assert headline(results).endswith("letter frequencies: 2.300. No variant does better.")
+    del results["yardstick"]["means"]
+    assert headline(results).endswith("letter frequencies: 2.300. No variant does better."), "a folder of before"
 
 
 def test_best_follows_the_metric(results: dict[str, Any]) -> None:
@@ -158,7 +161,7 @@ def test_markdown_holds_the_table_with_pipes_escaped(results: dict[str, Any]) ->
     assert lines[0].endswith("| published: LM ppl | published: acc. |")
     assert lines[3].startswith("| **mac** | **2.400 ± 0.035** | −0.200 |")
     assert lines[4].startswith(r"| w/o \| <b>conv</b> |")
-    assert lines[5].startswith("| *unigram entropy* | *4.600* | *+2.000* | – |")
+    assert lines[5].startswith("| *letter frequencies* | *4.600* | *+2.000* | – |")
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {11}
 
 
@@ -232,5 +235,5 @@ def test_a_leader_within_the_spread_of_another_has_not_won(results: dict[str, An
     for run in results["runs"]:
         if run["variant"] == "lmm":
             run["held_out"]["bits per byte"] = run["history"][-1]["held_out"]["bits per byte"] = 2.4 + run["seed"] / 10
-    assert headline(results).endswith(" bits per byte (unigram entropy: 4.600). Within ± of it: lmm.")
+    assert headline(results).startswith("Best of 3: mac, 2.400 ± 0.035 bits per byte. Within ± of it: lmm. For")
     assert not any(line.best for line in make_table(results).lines)

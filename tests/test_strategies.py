@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import find, given
+from torch import nn
 
 import memkit
 from memkit.rule import Rule
@@ -93,6 +94,23 @@ def test_an_enlarged_component_has_no_matrix_of_zeros_and_keeps_its_step_sizes()
         else:
             assert 1 < float(larger[name].abs().max()) < 10, name
     assert torch.equal(replace(problem, gain=1).enlarged(mixer).initial["w1"], mixer.initial["w1"])
+
+
+def test_a_filled_component_begins_without_matrices_of_zeros() -> None:
+    def made() -> nn.Module:
+        return memkit.build("mixer", "mag", dim=8, heads=2, window=3, rule=RULE)
+
+    begun, filled = (MixerProblem(seed=3, filled=how).build(made).state_dict() for how in (False, True))
+    empty = [name for name, parameter in begun.items() if parameter.dim() > 1 and not parameter.any()]
+    assert empty == ["memory.initial.w1"] and 0.5 < float(filled[empty[0]].abs().max()) < 5
+    assert all(torch.equal(filled[name], begun[name]) for name in begun.keys() - empty)
+    assert find(mixer_problems(), lambda problem: problem.filled) == MixerProblem(filled=True)
+    assert find(mixer_problems(), lambda problem: True) == MixerProblem(), "zeros are the simplest"
+
+
+def test_rules_begin_anywhere() -> None:
+    for seed in range(3):
+        assert all(w.all() for w in RuleProblem(seed=seed).fresh_state(RULE).initial.values())
 
 
 def test_a_laws_examples_are_spread_over_components_and_divided() -> None:

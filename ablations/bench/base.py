@@ -16,7 +16,19 @@ from memkit.registry import Factory, factory, register
 
 Tell = Callable[[str, int, int], None]
 """Hears what is being timed, how much is done and of how much."""
-KEYS = {"title", "notes", "about", "columns", "rows", "goals", "plots", "data"}
+KEYS = {"title", "notes", "about", "columns", "rows", "goals", "plots", "data", "troubles"}
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A part of a benchmark that failed: what, why in a line, and the traceback, if there is one."""
+
+    what: str
+    why: str
+    details: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what} failed, and is not among these figures: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,8 @@ class Benchmark:
     """The figures of a benchmark.
 
     columns and rows are what is shown; notes say what was compared and how; data is what is kept for machines.
-    goals: figures that are to reach something. plots: what is drawn. about: command, machine and date.
+    goals: figures that are to reach something. plots: what is drawn. about: command, machine and date. troubles: what
+    failed beside them.
     """
 
     title: str
@@ -35,10 +48,12 @@ class Benchmark:
     goals: tuple[Goal, ...] = ()
     plots: tuple[Lines, ...] = ()
     about: dict[str, str] = field(default_factory=dict)
+    troubles: tuple[Trouble, ...] = ()
 
     def markdown(self) -> str:
         """The table and its notes, what was to be reached, and where it ran."""
-        parts = [f"# {self.title}", self.notes, table(self.columns, self.rows)]
+        parts = [f"# {self.title}", self.notes, *(f"**{trouble}**" for trouble in self.troubles)]
+        parts.append(table(self.columns, self.rows))
         if self.goals:
             parts.append(table(COLUMNS, (goal.cells for goal in self.goals)))
         parts.append("; ".join(f"{name}: {value}" for name, value in self.about.items()))
@@ -51,6 +66,7 @@ class Benchmark:
         kept = {key: getattr(self, key) for key in ("title", "notes", "about", "columns", "rows", "data")}
         kept["goals"] = [goal.data() for goal in self.goals]
         kept["plots"] = [vars(plot) for plot in self.plots]
+        kept["troubles"] = [vars(trouble) for trouble in self.troubles]
         write_text(paths[0], self.markdown())
         write_json(paths[1], json.loads(json.dumps(kept)))
         return paths
@@ -59,6 +75,8 @@ class Benchmark:
     def read(cls, path: Path) -> Benchmark | None:
         """What `write` wrote; None for a file of something else."""
         kept = read_json(path)
+        if isinstance(kept, dict):
+            kept = {"troubles": [], **kept}  # written before benchmarks told of any
         if not isinstance(kept, dict) or kept.keys() != KEYS:
             return None
         return cls(
@@ -67,6 +85,7 @@ class Benchmark:
             rows=tuple(map(tuple, kept["rows"])),
             goals=tuple(map(Goal.of, kept["goals"])),
             plots=tuple(Lines(**plot) for plot in kept["plots"]),
+            troubles=tuple(Trouble(**trouble) for trouble in kept["troubles"]),
         )
 
 

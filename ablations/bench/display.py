@@ -18,6 +18,11 @@ from ablations.bench.page import write_page
 from memkit.registry import names, nearest
 
 ALL, PAGE = "all", "page"
+AFTERWARDS = {
+    "failed": "{0} failed, as told above; what it measures is not new on the page. Again: `memkit bench {0}`.",
+    "failed in part": "{0} failed in part, as told above; the page has the rest. Again: `memkit bench {0}`.",
+}
+"""What is said in the end of a benchmark that did not go well."""
 COLOURS = {"reached": "green", "not reached": "red", "not resolved": "yellow"}
 
 
@@ -25,40 +30,42 @@ def run_asked(name: str, folder: Path, threads: int | None, out: Console, err: C
     """Run a benchmark, `all` of them, or none for the `page` alone, and write the page of the folder.
 
     `ValueError` for an unknown name, and for a page of nothing. Of `all`, what this machine cannot run says so, and
-    what failed is told with its traceback; the others run all the same. Returns whether none failed.
+    what failed is told with its traceback; the others run all the same. Returns whether none failed, nor any part.
     """
     known = names("benchmark")
     if name not in (*known, ALL, PAGE):
         raise ValueError(f"unknown benchmark {name!r}. {nearest(name, (*known, ALL, PAGE))}")
     if threads is not None:
         torch.set_num_threads(threads)
-    failed = []
+    ended = {}
     if name == ALL:
-        failed = [one for one in known if not _run_among_others(one, folder, threads, out, err)]
+        ended = {one: _run_among_others(one, folder, threads, out, err) for one in known}
     elif name != PAGE:
-        run_shown(name, folder, command_line(name, threads), out, err)
-    for one in failed:
-        _tell(
-            err, f"{one} failed, as told above; what it measures is not new on the page. Again: `memkit bench {one}`."
-        )
+        ended = {name: run_shown(name, folder, command_line(name, threads), out, err)}
+    bad = {one: how for one, how in ended.items() if how in AFTERWARDS}
+    for one, how in bad.items():
+        _tell(err, AFTERWARDS[how].format(one))
     _tell(err, f"Page: {write_page(folder)}")
-    return not failed
+    return not bad
 
 
-def _run_among_others(name: str, folder: Path, threads: int | None, out: Console, err: Console) -> bool:
-    """Whether a benchmark did not fail: one that this machine cannot run is left out."""
+def _run_among_others(name: str, folder: Path, threads: int | None, out: Console, err: Console) -> str:
+    """How a benchmark ended, as `run_shown` says: one that this machine cannot run is left out."""
     try:
-        run_shown(name, folder, command_line(name, threads), out, err)
+        return run_shown(name, folder, command_line(name, threads), out, err)
     except ValueError as error:
         _tell(err, f"{name} was left out: {error}")
+        return "left out"
     except Exception:  # whatever it is, it must not take the other benchmarks' figures with it
         _tell(err, traceback.format_exc())
-        return False
-    return True
+        return "failed"
 
 
-def run_shown(name: str, folder: Path, command: str, out: Console, err: Console) -> None:
-    """Run a benchmark with a bar that says what is being timed, keep it in a folder and show it."""
+def run_shown(name: str, folder: Path, command: str, out: Console, err: Console) -> str:
+    """Run a benchmark with a bar that says what is being timed, keep it in a folder and show it.
+
+    Returns "done", or "failed in part" where it holds figures beside something that failed.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=28), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True) as progress:
         bar = progress.add_task(name, total=None)
@@ -69,7 +76,10 @@ def run_shown(name: str, folder: Path, command: str, out: Console, err: Console)
         found = run_benchmark(name, tell, command)
     paths = found.write(folder, name)
     print_benchmark(found, out)
+    for trouble in found.troubles:
+        _tell(err, f"{trouble}\n{trouble.details}".rstrip())
     _tell(err, f"Saved: {', '.join(map(str, paths))}")
+    return "failed in part" if found.troubles else "done"
 
 
 def command_line(name: str, threads: int | None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablations.bench.timing import Spread
+from ablations.report.numbers import beside
 
 COLUMNS = ("what", "ours", "yardstick", "figure", "to reach", "verdict")
 
@@ -38,9 +39,12 @@ class Goal:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """A row under `COLUMNS`."""
-        single = self.figure.low == self.figure.high
-        figure = f"{self.figure.median:.3g}" if single else str(self.figure)
+        """A row under `COLUMNS`; on which side of the goal its figures lie can be seen from their digits."""
+        low, median, high = self.figure.low, self.figure.median, self.figure.high
+        if low == high:
+            (figure,) = beside(self.reach, [median], ".3g")
+        else:
+            figure = "{} ({} to {})".format(*beside(self.reach, [median, low, high]))
         reach = f"{'at most' if self.at_most else 'at least'} {self.reach:g}"
         return (self.what, self.ours, self.yardstick, f"{figure} {self.unit}".strip(), reach, self.verdict)
 

@@ -43,11 +43,16 @@ def page(benchmarks: dict[str, Benchmark]) -> str:
             "verdict is 'not resolved'."
         ),
     ]
+    body += [part for one in benchmarks.values() for part in _troubles(one)]
     if goals:
         body += [tag("h2", "To reach"), _table(COLUMNS, (goal.cells for goal in goals), verdicts=True)]
     for name, one in benchmarks.items():
         body.append(_section(name, one))
     return document("Benchmarks", body, STYLE)
+
+
+def _troubles(one: Benchmark) -> list[str]:
+    return [tag("p", escape(f"{one.title}: {trouble}"), class_="headline trouble") for trouble in one.troubles]
 
 
 def _section(name: str, one: Benchmark) -> str:
@@ -56,6 +61,7 @@ def _section(name: str, one: Benchmark) -> str:
         [
             tag("h2", escape(one.title), id=name),
             paragraph(one.notes, "muted small"),
+            *_troubles(one),
             *(tag("figure", draw(plot)) for plot in one.plots),
             _table(one.columns, one.rows),
             facts,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import memkit
-from ablations.bench.base import Benchmark, Tell, benchmark
+from ablations.bench.base import Benchmark, Tell, Trouble, benchmark
 from ablations.bench.goal import Goal, single
 from ablations.bench.memory import peak, resident
 from ablations.bench.timing import Spread, Times, take_turns
@@ -51,28 +51,20 @@ SIZES = Sizes()
 @benchmark("stream")
 def stream(tell: Tell) -> Benchmark:
     """Stream 2^21 tokens through each architecture; the end must equal a short call from a saved state."""
-    progress, found = dict.fromkeys(MODELS, 0), {}
+    progress, found, troubles = dict.fromkeys(MODELS, 0), {}, {}
     total = len(MODELS) * SIZES.tokens // SIZES.chunk
     for news in run_all(one, {name: (name, SIZES) for name in MODELS}, torch.get_num_threads(), fresh=True):
         if news.kind == "failed":
-            raise RuntimeError(f"streaming through {news.key} ended early: {news.value}\n{news.details}")
-        if news.kind == "done":
+            troubles[news.key] = Trouble(f"streaming through {news.key}", str(news.value), news.details)
+        elif news.kind == "done":
             found[news.key] = news.value
         else:
             progress[news.key] = news.value
             tell(str(news.key), sum(progress.values()), total)
-    found = {name: found[name] for name in MODELS}
-    columns = (
-        "model",
-        "us a token, first",
-        "last",
-        "MiB, first",
-        "later",
-        "at most",
-        "state, KiB",
-        "difference",
-        "finite",
-    )
+    found, troubles = ({name: given[name] for name in MODELS if name in given} for given in (found, troubles))
+    if not found:
+        raise RuntimeError("\n".join(f"{trouble}\n{trouble.details}" for trouble in troubles.values()))
+    columns = ("model", "us a token, first", "last", "MiB, first", "all", "state, KiB", "difference", "finite")
     notes = (
         f"{SIZES.tokens:,} random bytes through {SIZES.depth} layers (dim {SIZES.dim}, {SIZES.heads} heads, one row, "
         f"float32, no gradients), {SIZES.chunk:,} tokens a call, a process of one thread for each model, "
@@ -91,6 +83,7 @@ def stream(tell: Tell) -> Benchmark:
         {"models": found},
         goals,
         _plots(found),
+        troubles=tuple(troubles.values()),
     )
 
 

@@ -11,6 +11,20 @@ def same_decimals(values: Sequence[float]) -> list[str]:
     return [f"{value:.{decimals}f}" for value in values]
 
 
+def beside(bound: float, values: Sequence[float], form: str = ".2f") -> list[str]:
+    """Numbers that stand together, in this form, with more digits where it takes more to tell each from `bound`."""
+
+    def side(value: float) -> int:
+        return (value > bound) - (value < bound)
+
+    first, kind = int(form[1:-1]), form[-1]
+    for digits in range(first, 18):
+        shown = [f"{value:.{digits}{kind}}" for value in values]
+        if all(side(float(text)) == side(value) for text, value in zip(shown, values, strict=True)):
+            return shown
+    return [repr(value) for value in values]
+
+
 def count(value: float) -> str:
     """A count, short."""
     for unit, scale in (("M", 1e6), ("K", 1e3)):

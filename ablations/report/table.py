@@ -124,8 +124,8 @@ def score(row: Summary) -> str:
 
 
 def headline(results: dict[str, Any]) -> str:
-    """The result in a sentence; in others, which variants are as good within the spread, and that none beats the
-    yardstick, where none does."""
+    """The result in a sentence; in others, which variants are as good within the spread, what the yardstick is and
+    means, and that none beats it, where none does."""
     rows = summaries(results)
     leader = best(results, rows)
     if leader is None or leader.mean is None:
@@ -134,12 +134,12 @@ def headline(results: dict[str, Any]) -> str:
     lower = results["metric"]["direction"] == "lower"
     close = rivals(leader, rows)
     beaten = leader.mean < yardstick["value"] if lower else leader.mean > yardstick["value"]
+    means = yardstick.get("means")  # folders written before have none
     return (
-        (
-            f"Best of {len(rows)}: {leader.name}, {score(leader)} {results['metric']['unit']} "
-            f"({yardstick['label']}: {yardstick['value']:.3f})."
-        )
+        f"Best of {len(rows)}: {leader.name}, {score(leader)} {results['metric']['unit']}."
         + (f" Within ± of it: {', '.join(close)}." if close else "")
+        + f" For comparison, {yardstick['label']}: {yardstick['value']:.3f}"
+        + (f"; {means}." if means else ".")
         + ("" if beaten else " No variant does better.")
     )
 

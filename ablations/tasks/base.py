@@ -45,10 +45,15 @@ class Metric:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """A value of the first metric that needs no model worth its name; reports draw it as a line."""
+    """A value of the first metric that needs no model worth its name; reports draw it as a line.
+
+    label: what reaches the value, as "guessing". means: what is so of a model that does better, for the sentence that
+    a report begins with.
+    """
 
     label: str
     value: float
+    means: str = ""
 
 
 class Task(ABC):

@@ -52,7 +52,11 @@ class RecallTask(Task):
             Metric("accuracy", "share of questions answered", "higher", correct, solved=0.9),
             Metric("loss", "bits per answer", "lower", bits),
         )
-        self.yardstick = Yardstick("guessing among the row's values", 1 / pairs)
+        self.yardstick = Yardstick(
+            "guessing among the row's values",
+            1 / pairs,
+            "a model above that has learned something of which value belongs to which key",
+        )
         rows = self.batch(torch.Generator().manual_seed(HELD_OUT_SEED), HELD_OUT_ROWS)
         self._held_out = [Batch(*parts) for parts in zip(rows.ids.split(64), rows.targets.split(64), strict=True)]
 

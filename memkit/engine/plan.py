@@ -169,13 +169,18 @@ def choose(rule: Rule, form: str, tokens: int, *, stacklevel: int = 4) -> str:
                 f"{fastest(rule)!r}."
             )
         return form
-    if tokens == 1 and not _not_stepped(rule):
-        return "step"
+    if tokens == 1:
+        return of_one_token(rule)
     form = fastest(rule)
     if tokens > SEQUENTIAL_LIMIT and one_by_one(rule) and rule.name not in _warned:
         _warned.add(rule.name)
         warnings.warn(f"{tokens} tokens of rule {rule.name!r} run one by one: {explain(rule)}", stacklevel=stacklevel)
     return form
+
+
+def of_one_token(rule: Rule) -> str:
+    """The form that `auto` takes for a call of a single token: a block of one has nothing to run at once."""
+    return fastest(rule) if _not_stepped(rule) else "step"
 
 
 def one_by_one(rule: Rule) -> bool:
@@ -187,10 +192,14 @@ def one_by_one(rule: Rule) -> bool:
 def explain(rule: Rule) -> str:
     """Say which form `auto` takes for a rule, what stands in the way of a faster one, and any departure.
 
-    The first word is the form. Raises `ValueError` for what is no rule.
+    The first word is the form of several tokens; that of a single one is named where it is another. Raises
+    `ValueError` for what is no rule.
     """
     require_rule(rule)
-    text = _REASONS[fastest(rule)](rule)
+    form = fastest(rule)
+    text = _REASONS[form](rule)
+    if of_one_token(rule) != form:
+        text += f" A call of a single token, as in decoding, takes the form {of_one_token(rule)!r}."
     if rule.surprise_limit is not None:
         text += f" Departure from the paper: each token's gradient norm is limited to {rule.surprise_limit:g}."
     return text

@@ -12,7 +12,7 @@ from memkit.checks import divides, positive
 from memkit.engine import MemoryState, retrieve
 from memkit.engine.memory_state import state_from
 from memkit.mixers.base import Mixer, MixerState
-from memkit.mixers.neural_memory import NeuralMemory
+from memkit.mixers.neural_memory import NeuralMemory, Products
 from memkit.mixers.shards import in_shards
 from memkit.mixers.specs import RuleSpec
 from memkit.parts.memory import linear
@@ -73,10 +73,20 @@ class LocalMemory(Mixer):
         rule: RuleSpec = "titans",
         conv: int = 4,
         surprise_limit: float | None = None,
+        recompute: int | None = None,
+        products: Products | None = None,
     ) -> None:
         positive("shard", shard)
         super().__init__(dim)
-        self.memory = NeuralMemory(dim=dim, heads=heads, rule=rule, conv=conv, surprise_limit=surprise_limit)
+        self.memory = NeuralMemory(
+            dim=dim,
+            heads=heads,
+            rule=rule,
+            conv=conv,
+            surprise_limit=surprise_limit,
+            recompute=recompute,
+            products=products,
+        )
         _check_span(span, shard, self.memory.rule)
         self.shard, self.span = shard, span
         self.projected = self.memory.rule.period if span == "chunk" else shard
@@ -99,8 +109,11 @@ class LocalMemory(Mixer):
         self, x: Tensor, state: LocalMemoryState, mask: Tensor | None, write: bool
     ) -> tuple[Tensor, LocalMemoryState]:
         """One document piece; see `Mixer`. Where nothing is written, the shard does not go on either."""
-        if x.shape[1] == 0:
-            return x, state
+        return self.memory.recomputed(self._mix, x, state, mask, write) if x.shape[1] else (x, state)
+
+    def _mix(
+        self, x: Tensor, state: LocalMemoryState, mask: Tensor | None, write: bool
+    ) -> tuple[Tensor, LocalMemoryState]:
         q, k, v, tail = self.memory.project(x, state.tail, mask)
         state = replace(state, tail=tail)
         y, state = self._learn(x, Tokens(q, k, v, {}), state, mask) if write else (self._read(q, state), state)
@@ -118,7 +131,7 @@ class LocalMemory(Mixer):
             one = {"lr": torch.ones_like(q[..., 0])}
             q, span = in_shards(SPAN, self.projected, Tokens(q, tokens.k, tokens.k, one), span, *where)
         tokens = Tokens(q, tokens.k, tokens.v, self.memory.gates(x))
-        y, memory = in_shards(self.memory.rule, self.shard, tokens, state.memory, *where)
+        y, memory = in_shards(self.memory.rule, self.shard, tokens, state.memory, *where, self.memory.products)
         counted = x.shape[1] if mask is None else mask.sum(1)
         known = mask is None and state.phase is not None
         phase = (state.phase + x.shape[1]) % self.shard if known else None  # type: ignore[operator]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +22,9 @@ from memkit.mixers.gates import GateProjection
 from memkit.mixers.specs import RuleSpec
 from memkit.registry import build, register
 from memkit.rule import Rule
+
+Products = Literal["bfloat16"]
+"""What a memory's blocks may multiply in, but for float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,7 @@ class NeuralMemory(Mixer):
         conv: int = 4,
         surprise_limit: float | None = None,
         recompute: int | None = None,
-        products: Literal["bfloat16"] | None = None,
+        products: Products | None = None,
     ) -> None:
         positive("dim", dim)
         if recompute is not None:
@@ -129,12 +133,19 @@ class NeuralMemory(Mixer):
         self, x: Tensor, state: NeuralMemoryState, mask: Tensor | None, write: bool
     ) -> tuple[Tensor, NeuralMemoryState]:
         """One document piece; see `Mixer`."""
-        if self.recompute is None or x.shape[1] == 0 or torch.compiler.is_compiling():
-            return self._mix(x, state, mask, write)
-        choose(self.rule, "auto", x.shape[1])  # warns of all tokens, not of a group's
+        if self.recompute is not None:
+            choose(self.rule, "auto", x.shape[1])  # warns of all tokens, not of a group's
+        return self.recomputed(self._mix, x, state, mask, write)
 
-        def group(given: Any, state: NeuralMemoryState) -> tuple[Tensor, NeuralMemoryState]:
-            return self._mix(given[0], state, given[1], write)
+    def recomputed(
+        self, mix: Callable[..., tuple[Tensor, Any]], x: Tensor, state: Any, mask: Tensor | None, write: bool
+    ) -> tuple[Tensor, Any]:
+        """`mix(x, state, mask, write)`, kept or recomputed as this layer is; `mix` uses no parameters but its own."""
+        if self.recompute is None or x.shape[1] == 0 or torch.compiler.is_compiling():
+            return mix(x, state, mask, write)
+
+        def group(given: Any, state: Any) -> tuple[Tensor, Any]:
+            return mix(given[0], state, given[1], write)
 
         return in_groups(group, (x, mask), state, self.recompute, tuple(self.parameters()))
 

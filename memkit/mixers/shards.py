@@ -26,21 +26,22 @@ def in_shards(
     mask: Tensor | None,
     offset: Tensor,
     phase: int | None,
+    products: torch.dtype | None = None,
 ) -> tuple[Tensor, MemoryState]:
     """`memorize`, but that after every `shard` valid tokens of a row its memory is `state.initial` again.
 
     tokens: q, k, v `[B, T, H, ...]` and gates, T >= 1. offset `[B]`: valid tokens since the last restart, modulo
-    `shard`; phase: the same as an integer where all rows are known to agree, else None. Returns y `[B, T, H, V]`
-    and the state, which has restarted already where a shard is complete.
+    `shard`; phase: the same as an integer where all rows are known to agree, else None. products: as for `memorize`.
+    Returns y `[B, T, H, V]` and the state, which has restarted already where a shard is complete.
     """
     length, offset = tokens.k.shape[1], offset % shard
     phase = None if phase is None else phase % shard
     most = shard - 1 if phase is None else phase  # tokens that the running shard may hold already
     shards = -(-(most + length) // shard)
     if shards == 1:
-        y, state = memorize(rule, *tokens, state, mask=mask)
+        y, state = memorize(rule, *tokens, state, mask=mask, products=products)
     else:
-        y, state = _side_by_side(rule, shard, shards, tokens, state, mask, offset, phase)
+        y, state = _side_by_side(rule, shard, shards, tokens, state, mask, offset, phase, products)
     return y, _restarted(rule, shard, state, length, mask, offset, phase)
 
 
@@ -53,6 +54,7 @@ def _side_by_side(
     mask: Tensor | None,
     offset: Tensor,
     phase: int | None,
+    products: torch.dtype | None,
 ) -> tuple[Tensor, MemoryState]:
     """Run the shards `[B, shards]` as rows `[B * shards]`, and keep the state of the last one that has a token."""
     batch, length = tokens.k.shape[:2]
@@ -60,13 +62,13 @@ def _side_by_side(
     rows = state.map(lambda x: x.repeat_interleave(shards, 0)).reset(row % shards > 0, rule)
     if mask is None and phase == 0 and length == shards * shard:
         q, k, v, gates = map_tensors(lambda x: _fold(x, shard), tokens)
-        y, rows = memorize(rule, q, k, v, gates, rows)
+        y, rows = memorize(rule, q, k, v, gates, rows, products=products)
         last = row[shards - 1 :: shards]  # an index copies, where a slice would keep every shard's memory alive
         return y.unflatten(0, (batch, shards)).flatten(1, 2), rows.select(last)
     valid = torch.ones(batch, length, dtype=torch.bool, device=offset.device) if mask is None else mask
     grid = align(valid, offset, shards * shard)
     q, k, v, gates = map_tensors(lambda x: _fold(grid.to_slots(x), shard), tokens)
-    y, rows = memorize(rule, q, k, v, gates, rows, mask=_fold(grid.valid, shard))
+    y, rows = memorize(rule, q, k, v, gates, rows, mask=_fold(grid.valid, shard), products=products)
     y = grid.to_tokens(y.unflatten(0, (batch, shards)).flatten(1, 2))
     last = (offset + valid.sum(1) - 1).clamp(min=0) // shard
     return y, rows.select(row[::shards] + last)

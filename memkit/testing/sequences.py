@@ -56,8 +56,8 @@ class SequenceProblem(Written):
     """A small situation for a sequence component: sizes, what came before, and a seed.
 
     The defaults are the smallest one. prefix: tokens already read; ragged: rows have read different numbers of
-    them. cuts: two places in 0..tokens. gain: by how much `enlarged` multiplies matrices.
-    write: whether the component learns.
+    them. cuts: two places in 0..tokens. gain: by how much `enlarged` multiplies matrices. write: whether the component
+    learns. filled: whether what begins as a matrix of zeros, the memory of one matrix, begins as random numbers.
     """
 
     batch: int = 1
@@ -67,6 +67,7 @@ class SequenceProblem(Written):
     cuts: tuple[int, int] = (0, 0)
     gain: int = 1
     write: bool = True
+    filled: bool = False
     seed: int = 0
 
     def generator(self, stream: int) -> torch.Generator:
@@ -74,10 +75,13 @@ class SequenceProblem(Written):
         return torch.Generator().manual_seed(1000 * self.seed + stream)
 
     def build(self, factory: Callable[[], Any]) -> Any:
-        """A component in float64, initialised from the seed."""
+        """A component in float64, initialised from the seed, without matrices of zeros if the problem is `filled`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return factory().double()
+            component = factory().double()
+        if self.filled:
+            _fill(component, self.generator(10))
+        return component
 
     def enlarged(self, component: Any) -> Any:
         """A copy whose matrices are `gain` times as large, if that is not 1: what is small or 0 at first is not hidden.
@@ -87,13 +91,12 @@ class SequenceProblem(Written):
         size's is its cube, with which a memory writes next to nothing and reads the noise of that, normalised.
         """
         larger, generator = copy.deepcopy(component), self.generator(9)
+        if self.gain != 1:
+            _fill(larger, generator)
         for parameter in larger.parameters() if self.gain != 1 else ():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             with torch.no_grad():
                 if parameter.dim() < 2:
-                    parameter.add_(MOVED * noise)
-                elif not parameter.any():
-                    parameter.copy_(self.gain * noise / parameter.shape[-2] ** 0.5)
+                    parameter.add_(MOVED * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
                 else:
                     parameter.mul_(self.gain)
         return larger
@@ -193,8 +196,18 @@ def _problems(draw: st.DrawFn, kind: Callable[..., Any]) -> Any:
         cuts=draw(cuts(tokens)),
         gain=draw(st.sampled_from([1, 3])),
         write=draw(st.sampled_from([True, True, False])),
+        filled=draw(st.booleans()),
         seed=draw(seeds()),
     )
+
+
+@torch.no_grad()
+def _fill(component: nn.Module, generator: torch.Generator) -> None:
+    """Make learned matrices of zeros random ones, as large as others are at initialisation."""
+    for parameter in component.parameters():
+        if parameter.dim() >= 2 and not parameter.any():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.copy_(noise / parameter.shape[-2] ** 0.5)
 
 
 def copied_to(component: nn.Module, dtype: torch.dtype) -> nn.Module:

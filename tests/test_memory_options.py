@@ -1,0 +1,105 @@
+"""Models that take a memory by name hand `recompute` and `products` to it, as they do its other options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import memkit
+from memkit.mixers.neural_memory import NeuralMemory
+from memkit.state import tensors
+
+RULE = {"name": "titans", "expansion": 2, "mini_batch": 3}
+MODELS: dict[str, dict[str, Any]] = {
+    "lmm": {},
+    "mac": {"segment": 7},
+    "mag": {"window": 5},
+    "mal": {"window": 5},
+    "bank": {"levels": [1, 4]},
+    "tnt": {"chunk": 4, "shards": [3, 6]},
+}
+TOKENS, VOCAB = 17, 11
+every_model = pytest.mark.parametrize("name", MODELS)
+in_mini_batches = pytest.mark.parametrize("name", [name for name in MODELS if name != "bank"])
+
+
+def build(name: str, **options: Any) -> Any:
+    shape = {"vocab_size": VOCAB, "dim": 8, "heads": 2, "depth": 2, "persistent": 2, "rule": RULE}
+    torch.manual_seed(0)
+    return memkit.build("architecture", name, **{**shape, **MODELS[name], **options})
+
+
+def memories(model: Any) -> list[NeuralMemory]:
+    return [module for module in model.modules() if isinstance(module, NeuralMemory)]
+
+
+def outcome(name: str, dtype: torch.dtype, **options: Any) -> list[Tensor]:
+    """Logits, the state's numbers and every gradient, of documents with holes that go on from a state."""
+    model, g = build(name, **options).to(dtype), torch.Generator().manual_seed(1)
+    ids = torch.randint(VOCAB, (2, TOKENS), generator=g)
+    mask = torch.rand(2, TOKENS, generator=g) < 0.8
+    _, state = model(ids[:, :4])
+    logits, state = model(ids, state, mask=mask)
+    held = [x for x in tensors(state) if x.is_floating_point() and x.numel()]
+    (logits.square().sum() + sum(x.square().sum() for x in held)).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return [logits.detach(), *(x.detach() for x in held), *gradients]
+
+
+@every_model
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_memories_that_recompute_change_no_number(name: str, checkpoint: bool) -> None:
+    assert {memory.recompute for memory in memories(build(name, recompute=5))} == {5}
+    kept = outcome(name, torch.double)
+    again = outcome(name, torch.double, recompute=5, checkpoint=checkpoint)
+    for a, b in zip(again, kept, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@every_model
+def test_memories_that_recompute_keep_less(name: str) -> None:
+    kept = []
+    for recompute in (None, 48):
+        model, found = build(name, recompute=recompute, **({"segment": 96} if name == "mac" else {})), {}
+
+        def pack(x: Tensor, found: dict[int, int] = found) -> Tensor:
+            found[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            model(torch.zeros(1, 96, dtype=torch.long))
+        kept.append(sum(found.values()))
+    assert kept[1] < 0.75 * kept[0]
+
+
+@in_mini_batches
+def test_memories_multiply_in_bfloat16(name: str) -> None:
+    exact, rounded = (outcome(name, torch.float32, products=products) for products in (None, "bfloat16"))
+    assert [x.shape for x in rounded] == [x.shape for x in exact]
+    a, b = (torch.cat([x.flatten() for x in found]) for found in (rounded, exact))
+    assert 1e-5 < float((a - b).norm() / b.norm()) < 0.05
+    given = [memory for memory in memories(build(name, products="bfloat16")) if memory.products == torch.bfloat16]
+    assert len(given) == (4 if name == "tnt" else 2)  # tnt: of two layers, the two local memories each
+
+
+@in_mini_batches
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"products": "bf16"}, "'products' = 'bf16' does not fit"),
+        ({"products": "bfloat16", "rule": {**RULE, "mini_batch": 1}}, "in the form 'iterate' is none"),
+    ],
+)
+def test_products_that_do_not_fit(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(name, **options)
+
+
+@every_model
+@pytest.mark.parametrize("recompute", [0, -3])
+def test_a_group_has_tokens(name: str, recompute: int) -> None:
+    with pytest.raises(ValueError, match=f"recompute must be an integer of at least 1; got {recompute}"):
+        build(name, recompute=recompute)
