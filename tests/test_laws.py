@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 
 import memkit
@@ -15,7 +16,8 @@ from memkit.parts.optimizer import momentum
 from memkit.parts.retention import decay
 from memkit.registry import exemptions
 from memkit.rule import Rule, at_decayed, at_lookahead
-from memkit.testing import parametrize_with_laws
+from memkit.testing import check_mixer, parametrize_with_laws
+from memkit.testing.profiles import Profile
 
 DIM, HEADS, VOCAB = 8, 2, 7
 DEEP = {"name": "titans", "mini_batch": 4, "expansion": 2}
@@ -108,6 +110,13 @@ DIVERGES = {"neural_memory": {"finite": "a deep memory without surprise_limit ma
 @parametrize_with_laws({name: mixer(name) for name in memkit.names("mixer")}, exempt=DIVERGES)
 def test_mixers(component: Any, law: Callable[[Any], None]) -> None:
     law(component)
+
+
+def test_a_deep_memory_with_a_limit_is_finite_where_one_without_is_not() -> None:
+    limited = mixer_config({"name": "neural_memory", "rule": DEEP, "surprise_limit": 0.5}, DIM, HEADS).build
+    check_mixer(limited, laws=["finite"], profile=Profile(examples=15, seed=1))
+    with pytest.raises(AssertionError, match="not finite"):
+        check_mixer(mixer("neural_memory"), laws=["finite"], profile=Profile(examples=15, seed=1))
 
 
 @parametrize_with_laws({name: architecture(name) for name in memkit.names("architecture")})
