@@ -117,7 +117,10 @@ class Round:
             r = old.get(name)
             if name == self.wired.solved and self.given.affine is not None:
                 r = solved[name] = self.given.affine.solved(hears, at_carry)
-            return at_carry if r is None else torch.baddbmm(at_carry, hears, r)
+            if r is None:
+                return at_carry
+            again = name not in self.wired.behind  # what every round needs is kept
+            return at_carry.baddbmm(hears, r) if again else at_carry.baddbmm_(hears, r)
 
         def back(name: str, x: Tensor, error: Tensor) -> Tensor | None:
             if name not in self.wired.behind:

@@ -96,7 +96,7 @@ def _settled(go: Round, exact: int, tolerance: float, *, ahead: int) -> RoundRes
     scales = row_scales([found.kept.outputs[name] for name in go.unknown])
     for n in range(1, exact + 1) if go.unknown else ():
         before, found = found.kept.outputs, go(go.old(found))
-        moved = relative([found.kept.outputs[name] - before[name] for name in go.unknown], scales)
+        moved = relative([(found.kept.outputs[name] - before[name]).abs_() for name in go.unknown], scales)
         furthest, foreseen = _foresee(moved, last, ahead)
         if not furthest < math.inf:
             return None
@@ -116,8 +116,8 @@ def row_scales(numbers: list[Tensor]) -> list[Tensor]:
 
 
 def relative(moves: list[Tensor], scales: list[Tensor]) -> Tensor:
-    """The largest move at every token, `[N, L]`, relative to the scale of its row."""
-    found = [move.abs().amax(-1) / s for move, s in zip(moves, scales, strict=True)]
+    """The largest move at every token, `[N, L]`, relative to the scale of its row; all moves are positive."""
+    found = [move.amax(-1) / s for move, s in zip(moves, scales, strict=True)]
     return found[0] if len(found) == 1 else torch.stack(found).amax(0)
 
 

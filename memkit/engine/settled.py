@@ -194,6 +194,6 @@ def _settle_back(back: RoundBack, of_inputs: Weights, of_errors: Weights, most: 
         if batched(of_errors.values()):  # all rounds, as nobody can look whether fewer do
             continue
         names = list(of_errors)
-        moved = relative([of_errors[name] for name in names], row_scales([total[name] for name in names]))
+        moved = relative([of_errors[name].abs() for name in names], row_scales([total[name] for name in names]))
         if not largest(moved) > tolerance:
             break
