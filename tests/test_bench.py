@@ -86,10 +86,7 @@ def test_rules_with_a_large_state_are_timed_on_few_tokens() -> None:
 
 
 def test_rounds_come_closer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "TOKENS", 32)
-    monkeypatch.setattr(rounds, "WIDTH", 8)
-    monkeypatch.setattr(rounds, "REPEATS", 1)
-    monkeypatch.setattr(rounds, "BATCH", 1)
+    monkeypatch.setattr(rounds, "SIZES", rounds.Sizes(batch=1, tokens=32, width=8, repeats=1))
     found = run_benchmark("rounds", lambda *_: None)
     forms = found.data["forms"]
     distances = [forms[name]["distance"] for name in ("0 rounds", "2 rounds", "8 rounds", "to rounding (auto)")]

@@ -200,9 +200,58 @@ def test_fixed_rounds_have_the_gradient_of_what_they_compute(rounds: int) -> Non
 def test_the_gradient_of_settled_rounds_has_no_gradient_of_its_own() -> None:
     case = Case(ONLINE)
     case.k.requires_grad_()
-    (first,) = torch.autograd.grad(score(*case.memorize(form="iterate")), case.k, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    y, state = case.memorize(form="iterate")
+    for found in (score(y, state), y.sum()):  # also where the slope that arrives has no history
+        (first,) = torch.autograd.grad(found, case.k, create_graph=True, retain_graph=True)
+        with pytest.raises(RuntimeError, match="form 'iterate' cannot be differentiated again"):
+            torch.autograd.grad(first.square().sum(), case.k, retain_graph=True)
+
+
+def test_gradients_of_gradients_by_the_form_that_the_error_names() -> None:
+    def run(k: torch.Tensor, form: str) -> torch.Tensor:
+        (first,) = torch.autograd.grad(case.memorize(k=k, form=form)[0].square().sum(), k, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), k)[0]
+
+    case = Case(ONLINE, tokens=5)
+    k = case.k.requires_grad_()
+    near((run(k, "step"),), (run(k, "scan"),))
+
+
+@pytest.mark.parametrize("bad", ["slope", "q", "v"])
+def test_a_row_that_is_no_number_leaves_the_gradients_of_others_alone(bad: str) -> None:
+    def slopes(form: str) -> list[torch.Tensor]:
+        case = Case(ONLINE, tokens=9)
+        leaves = case.leaves()
+        weigh = torch.ones_like(case.v)
+        {"slope": weigh, "q": case.q.data, "v": case.v.data}[bad][0] = float("nan")
+        y, _ = case.memorize(form=form)
+        return [x[1:] for x in torch.autograd.grad((weigh * y).square().sum(), leaves[:3])]
+
+    near(tuple(slopes("iterate")), tuple(slopes("scan")))
+
+
+def test_only_what_gradients_of_a_mini_batch_see_may_learn() -> None:
+    """The weights that a call begins with, where it begins inside of a mini-batch, and nothing else."""
+
+    def slopes(form: str) -> tuple[torch.Tensor, ...]:
+        case = Case(titans(mini_batch=3), tokens=10)
+        with torch.no_grad():
+            _, state = case.memorize(slice(1), form="scan")
+        anchor = {name: x.clone().requires_grad_() for name, x in state.anchor.items()}
+        y, _ = case.memorize(slice(1, None), form=form, state=replace(state, anchor=anchor))
+        return torch.autograd.grad(y.square().sum(), tuple(anchor.values()))
+
+    near(slopes("iterate"), slopes("scan"))
+
+
+def test_masked_blocks_are_halved_down_to_a_token() -> None:
+    case = Case(ONLINE, dtype=torch.double)
+    case.k[0, 2] = float("nan")  # no rounds settle on it, and each block that holds it is halved
+    mask = torch.ones(case.q.shape[:2], dtype=torch.bool)
+    mask[1, :3] = False
+    y, _ = case.memorize(form="iterate", mask=mask)
+    exact, _ = case.memorize(form="scan", mask=mask)
+    torch.testing.assert_close(y, exact, rtol=1e-10, atol=1e-10, equal_nan=True)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all tokens", "masked"])

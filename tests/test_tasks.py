@@ -92,7 +92,7 @@ def test_unigram_entropy_is_that_of_the_predicted_bytes(tmp_path: Path) -> None:
     path.write_bytes(b"ab" * 500)
     yardstick = TextTask(path=str(path), length=10).yardstick
     assert yardstick.value == pytest.approx(1.0, abs=1e-9)
-    assert yardstick.label == "letter frequencies alone" and yardstick.means.endswith("how often each letter occurs")
+    assert yardstick.label == "byte frequencies alone" and yardstick.means.endswith("how often each byte occurs")
     values = torch.tensor([3, 3, 3, 7, 9, 9])
     expected = -sum(c / 6 * math.log2(c / 6) for c in Counter(values.tolist()).values())
     assert unigram_entropy(values) == pytest.approx(expected, abs=1e-12)

@@ -42,9 +42,9 @@ class Goal:
         """A row under `COLUMNS`; on which side of the goal its figures lie can be seen from their digits."""
         low, median, high = self.figure.low, self.figure.median, self.figure.high
         if low == high:
-            (figure,) = beside(self.reach, [median], ".3g")
+            (figure,) = beside(self.reach, [median], 3, "g")
         else:
-            figure = "{} ({} to {})".format(*beside(self.reach, [median, low, high]))
+            figure = "{} ({} to {})".format(*beside(self.reach, [median, low, high], 2, "f"))
         reach = f"{'at most' if self.at_most else 'at least'} {self.reach:g}"
         return (self.what, self.ours, self.yardstick, f"{figure} {self.unit}".strip(), reach, self.verdict)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from ablations.bench.base import Benchmark, Tell, benchmark
 from ablations.bench.goal import Goal
 from ablations.bench.memory import keep_freed
 from ablations.bench.timing import Times, take_turns
+from ablations.pool import run_all
 
-BATCH, TOKENS, HEADS, WIDTH, REPEATS = 8, 512, 4, 64, 5
 ROUNDS = (0, 1, 2, 3, 4, 8)
 TOLERANCE, TO_REACH = 1e-5, 4.0
 RECOMPUTE = 32
@@ -22,11 +23,59 @@ ONE_BY_ONE, CLOSE, EXACT = "token by token (dual)", f"to {TOLERANCE:g}", "to rou
 TRAINED = "forward and backward, "
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Rows, tokens and widths of what is learned, and the rounds in which all forms take turns."""
+
+    batch: int = 8
+    tokens: int = 512
+    heads: int = 4
+    width: int = 64
+    repeats: int = 5
+
+
+SIZES = Sizes()
+
+
+class Measured(NamedTuple):
+    """By form: distance from token by token, and times; and whether the allocator did as it was told."""
+
+    distances: dict[str, float]
+    times: dict[str, Times]
+    kept: bool
+
+
 @benchmark("rounds")
 def rounds(tell: Tell) -> Benchmark:
     """Rounds of the form `iterate` against distance from the exact answer and time, forward and with gradients."""
-    kept = keep_freed()
-    given = _given()
+    distances, times, kept = _in_its_own_process(tell)
+    ratios = {name: times[_yardstick(name)].relative_to(times[name]) for name in times}
+    rows = tuple(
+        (name, f"{distances[name]:.1e}" if name in distances else "", f"{times[name].median:.3f}", str(ratios[name]))
+        for name in times
+    )
+    columns = ("form", "distance", "seconds", "times faster")
+    data = {name: {"distance": distances.get(name), "seconds": times[name].seconds} for name in times}
+    goals = tuple(_goal(times, name) for name in (CLOSE, TRAINED + CLOSE))
+    notes = _notes(distances, kept=kept)
+    return Benchmark("Exact online learning by rounds", columns, rows, notes, {"forms": data}, goals)
+
+
+def _in_its_own_process(tell: Tell) -> Measured:
+    """Measure where the allocator can be told what it stays with until the process ends."""
+    for news in run_all(measure, {"rounds": (SIZES, torch.get_num_threads())}, 1, fresh=True):
+        if news.kind == "done":
+            return news.value
+        if news.kind == "failed":
+            raise RuntimeError(f"{news.value}\n{news.details}")
+        tell(*news.value)
+    raise RuntimeError("the process that measures rounds ended without a word.")
+
+
+def measure(sizes: Sizes, threads: int, send: Callable[[tuple[str, int, int]], object]) -> Measured:
+    """Run and time all forms; `send` hears what is timed, how much is done and of how much."""
+    torch.set_num_threads(threads)
+    kept, given = keep_freed(), _given(sizes)
     calls: dict[str, Callable[[], Any]] = {ONE_BY_ONE: _forward(given, form="dual")}
     calls |= {f"{n} rounds": _forward(given, form="iterate", rounds=n) for n in ROUNDS}
     calls |= {CLOSE: _forward(given, form="iterate", tolerance=TOLERANCE), EXACT: _forward(given)}
@@ -38,35 +87,26 @@ def rounds(tell: Tell) -> Benchmark:
         TRAINED + EXACT: _step(given),
     }
     times: dict[str, Times] = {}
-    done, count = iter(range(10**6)), (REPEATS + 1) * (len(calls) + len(trained))
+    done, count = iter(range(10**6)), (sizes.repeats + 1) * (len(calls) + len(trained))
     for some in (calls, trained):
-        times |= take_turns(some, REPEATS, lambda name: tell(name, next(done), count))
-    ratios = {name: times[_yardstick(name)].relative_to(times[name]) for name in times}
-    rows = tuple(
-        (name, f"{distances[name]:.1e}" if name in distances else "", f"{times[name].median:.3f}", str(ratios[name]))
-        for name in times
-    )
-    columns = ("form", "distance", "seconds", "times faster")
-    data = {name: {"distance": distances.get(name), "seconds": times[name].seconds} for name in times}
-    goals = tuple(_goal(times, name) for name in (CLOSE, TRAINED + CLOSE))
-    return Benchmark(
-        "Exact online learning by rounds", columns, rows, _notes(distances, kept=kept), {"forms": data}, goals
-    )
+        times |= take_turns(some, sizes.repeats, lambda name: send((name, next(done), count)))
+    return Measured(distances, times, kept)
 
 
-def _given() -> tuple[Any, ...]:
+def _given(sizes: Sizes) -> tuple[Any, ...]:
     """A rule, tokens, gates and a state."""
     rule = memkit.build("rule", "titans", mini_batch=1)
     g = torch.Generator().manual_seed(0)
-    shape = (BATCH, TOKENS, HEADS)
-    q, k, v = (torch.randn(*shape, WIDTH, generator=g) for _ in range(3))
+    shape = (sizes.batch, sizes.tokens, sizes.heads)
+    q, k, v = (torch.randn(*shape, sizes.width, generator=g) for _ in range(3))
     q, k = (x / x.norm(dim=-1, keepdim=True) for x in (q, k))
     gates = {
         "lr": 0.05 * torch.rand(shape, generator=g),
         "momentum": 0.9 * torch.rand(shape, generator=g),
         "decay": 0.02 * torch.rand(shape, generator=g),
     }
-    state = memkit.init_state(rule, batch=BATCH, heads=HEADS, key_dim=WIDTH, value_dim=WIDTH, generator=g)
+    wide: dict[str, Any] = {"batch": sizes.batch, "heads": sizes.heads, "key_dim": sizes.width}
+    state = memkit.init_state(rule, **wide, value_dim=sizes.width, generator=g)
     return rule, q, k, v, gates, state
 
 
@@ -103,11 +143,12 @@ def _notes(distances: dict[str, float], *, kept: bool) -> str:
     rounds = f"after {needed[0]} rounds" if needed else f"by none of {ROUNDS[-1]} rounds"
     allocator = "keeps what it is given back" if kept else "is as it is"
     return (
-        f"An MLP memory of depth 2 and expansion 4 that learns at every token; B = {BATCH}, T = {TOKENS}, {HEADS} "
-        f"heads of {WIDTH}, float32; {REPEATS} turns of each. Distance is relative to token by token, whose own "
-        f"rounding is of the order of 1e-7; {TOLERANCE:g} is reached {rounds}. With gradients token by token keeps the "
-        f"state every {RECOMPUTE} tokens and runs what is between again: all states would fill gigabytes. The "
-        f"allocator {allocator}: token by token asks for new weights at every token, and may else take twice as long."
+        "An MLP memory of depth 2 and expansion 4 that learns at every token; "
+        f"B = {SIZES.batch}, T = {SIZES.tokens}, {SIZES.heads} heads of {SIZES.width}, float32; {SIZES.repeats} turns "
+        "of each. Distance is relative to token by token, whose own rounding is of the order of 1e-7; "
+        f"{TOLERANCE:g} is reached {rounds}. With gradients token by token keeps the state every {RECOMPUTE} tokens "
+        "and runs what is between again: all states would fill gigabytes. A process of its own, whose allocator "
+        f"{allocator}: token by token asks for new weights at every token, and may else take twice as long."
     )
 
 

@@ -11,15 +11,17 @@ def same_decimals(values: Sequence[float]) -> list[str]:
     return [f"{value:.{decimals}f}" for value in values]
 
 
-def beside(bound: float, values: Sequence[float], form: str = ".2f") -> list[str]:
-    """Numbers that stand together, in this form, with more digits where it takes more to tell each from `bound`."""
+def beside(bound: float, values: Sequence[float], digits: int, kind: str) -> list[str]:
+    """Numbers that stand together, with more digits where it takes more to tell each from `bound`.
+
+    kind: of `format`, as "f" for digits after the point and "g" for digits in all.
+    """
 
     def side(value: float) -> int:
         return (value > bound) - (value < bound)
 
-    first, kind = int(form[1:-1]), form[-1]
-    for digits in range(first, 18):
-        shown = [f"{value:.{digits}{kind}}" for value in values]
+    for more in range(digits, 18):
+        shown = [f"{value:.{more}{kind}}" for value in values]
         if all(side(float(text)) == side(value) for text, value in zip(shown, values, strict=True)):
             return shown
     return [repr(value) for value in values]

@@ -58,9 +58,9 @@ class TextTask(Task):
         rows = torch.cat([held_out for _, held_out in splits])
         self._held_out = [Batch(part[:, :-1], part[:, 1:]) for part in rows.split(HELD_OUT_ROWS)]
         self.yardstick = Yardstick(
-            "letter frequencies alone",
+            "byte frequencies alone",
             unigram_entropy(rows[:, 1:]),
-            "a model below this unigram entropy has learned more than how often each letter occurs",
+            "a model below this unigram entropy has learned more than how often each byte occurs",
         )
 
     def batch(self, generator: torch.Generator, size: int) -> Batch:

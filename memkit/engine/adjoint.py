@@ -10,7 +10,17 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from memkit.engine.block import apart, is_turned, kept, mixed, plus_product, weighted, with_product, written
+from memkit.engine.block import (
+    apart,
+    is_turned,
+    kept,
+    mixed,
+    plus_product,
+    recalled,
+    weighted,
+    with_product,
+    written,
+)
 from memkit.engine.coefficients import Coefficients, Effect
 from memkit.engine.memory_state import Weights
 
@@ -37,15 +47,9 @@ class Read(NamedTuple):
 
 
 def recall(effect: Effect, x: Tensor, carry: Tensor, a: Tensor, *, turned: bool) -> tuple[Tensor, Asked]:
-    """What x_t hears of the carry, P (x Z), `[N, T, out]`, and what the gradient of a read needs.
-
-    A turned carry is read as its transpose; that of another one is what errors see on the way back.
-    """
-    scores = x.bmm(a.mT)
-    if not turned:
-        return mixed(effect.carry, x).bmm(carry), Asked(scores, None)
-    found = x.bmm(carry.mT)
-    return weighted(effect.carry, found), Asked(scores, found)
+    """`block.recalled`, and what the gradient of a read with inputs `a` needs."""
+    y, found = recalled(effect, x, carry, turned=turned)
+    return y, Asked(x.bmm(a.mT), found)
 
 
 def ask(effect: Effect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> tuple[Tensor, Asked]:

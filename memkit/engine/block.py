@@ -68,21 +68,19 @@ def heard(effect: AnyEffect, x: Tensor, a: Tensor) -> Tensor:
 
 def read(effect: AnyEffect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> Tensor:
     """x_t times the matrix that token t sees: P (x Z) + ((x a^T) * C) r, `[N, T, out]`."""
-    return with_product(recalled(effect, x, carry, r.shape[-1]), heard(effect, x, a), r)
+    turned = isinstance(effect, Effect) and is_turned(carry, r.shape[-1])
+    return with_product(recalled(effect, x, carry, turned=turned)[0], heard(effect, x, a), r)
 
 
-def recalled(effect: AnyEffect, x: Tensor, carry: Tensor, width: int) -> Tensor:
-    """What x_t hears of the carry, P (x Z), `[N, T, width]`."""
-    if isinstance(effect, ChannelEffect) or not is_turned(carry, width):
-        return met(effect, x) @ carry
-    return weighted(effect.carry, x @ carry.mT)
+def recalled(effect: AnyEffect, x: Tensor, carry: Tensor, *, turned: bool) -> tuple[Tensor, Tensor | None]:
+    """What x_t hears of the carry, P (x Z), `[N, T, out]`; of one that is turned also what it found in each part.
 
-
-def recalled_back(effect: Effect, r: Tensor, carry: Tensor) -> Tensor:
-    """What r_t `[N, T, out]` hears of the carry's matrices turned over, P (r Z^T), `[N, T, in]`."""
-    if is_turned(carry, r.shape[-1]):
-        return mixed(effect.carry, r) @ carry
-    return weighted(effect.carry, r @ carry.mT)
+    A carry the other way up than it lies is that of the matrices' transposes.
+    """
+    if isinstance(effect, ChannelEffect) or not turned:
+        return met(effect, x) @ carry, None
+    found = x @ carry.mT
+    return weighted(effect.carry, found), found
 
 
 def weighted(carry: Tensor, found: Tensor) -> Tensor:

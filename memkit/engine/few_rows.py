@@ -14,7 +14,7 @@ from memkit.state import Tree, tensors, with_tensors
 CACHED = 2 * 2**20
 """Bytes of weights and slots that one thread works on at once: tokens and errors need some more beside them."""
 CALLED = 4 * 2**20
-"""The same where every product is a call of its own, and few calls are worth more than what is near."""
+"""The same where every product is a call of its own: calls that do more cost less than memory further away does."""
 MOVED = ("weights", "slots", "anchor", "pending", "offset")
 """What a call changes of a state whose rule has no window, but its integers."""
 

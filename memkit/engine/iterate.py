@@ -19,8 +19,8 @@ from memkit.engine.block import fold, for_queries, stacked, turn_back, unstacked
 from memkit.engine.coefficients import Coefficients, Effect, Steps
 from memkit.engine.dual import after, begin, observe_block, of_blocks, reader
 from memkit.engine.memory_state import Rows, Weights, cut
-from memkit.engine.one_round import Wiring, wiring
-from memkit.engine.rounds import Rounds, settle
+from memkit.engine.one_round import wiring
+from memkit.engine.rounds import Rounds, Settling, settle
 from memkit.engine.scan import Watch
 from memkit.engine.settled import Given, joined
 from memkit.engine.solve import Affine, affine
@@ -41,16 +41,6 @@ class _Piece(NamedTuple):
     steps: Steps
     effects: tuple[Coefficients, Effect]
     affine: Affine | None
-
-
-class _How(NamedTuple):
-    """The rule and how its rounds run; whether gradients are wanted of them, and whether anybody watches."""
-
-    rule: Rule
-    rounds: Rounds
-    wired: Wiring
-    graph: bool
-    watched: bool
 
 
 def iterate(
@@ -78,7 +68,8 @@ def iterate(
     known = None if wired.solved is None else affine(rule, map_tensors(Tensor.detach, tokens))
     each = [_as_seen(rule, own) for own in of_blocks(steps, lengths, point=True)]
     queue = deque(map(_Piece, blocks, cut(tokens, lengths), steps.cut(lengths), each, _cut_up(known, lengths)))
-    how = _How(rule, rounds, wired, graph_wanted((tokens, rows.weights, rows.slots, rows.constants)), watch is not None)
+    graph = graph_wanted((tokens, rows.weights, rows.slots, rows.constants, rows.anchor))
+    how = Settling(rule, wired, rounds, graph, watch is not None)
     # Nobody keeps a carry that is left behind, unless for gradients or as an anchor.
     spare = {} if rows.anchor or how.graph else map_tensors(torch.empty_like, carry)
     while queue:
@@ -104,7 +95,7 @@ def iterate(
 
 
 def _at_point(
-    how: _How, piece: _Piece, anchor: Weights, carry: Weights, rows: Rows, spare: Weights
+    how: Settling, piece: _Piece, anchor: Weights, carry: Weights, rows: Rows, spare: Weights
 ) -> tuple[Tensor, Weights, Tape]:
     """What queries read, the carry after the block, and its tape, of a block with one gradient point."""
     _, k, v, gates = piece.tokens
@@ -113,16 +104,15 @@ def _at_point(
 
 
 def _by_rounds(
-    how: _How, piece: _Piece, carry: Weights, rows: Rows, spare: Weights
+    how: Settling, piece: _Piece, carry: Weights, rows: Rows, spare: Weights
 ) -> tuple[Tensor, Weights, Tape] | None:
     """The same of a block with several; None where rounds come no closer."""
     given = Given(piece.tokens, *piece.effects, carry, rows.constants)
-    start = given.rounds(piece.affine)
-    settled = settle(how.rule, start, how.rounds, how.wired, graph=how.graph, surprise=how.watched)
+    settled = settle(how, given.start(piece.affine))
     if settled is None:
         return None
     if how.graph:
-        return joined(how.rule, given, settled, piece.affine, how.rounds, how.wired)
+        return joined(how, given, settled, piece.affine)
     return *_followed(how.rule, piece, carry, settled.tape, rows, spare), settled.tape
 
 
@@ -168,7 +158,7 @@ def _halves(rule: Rule, piece: _Piece, valid: Tensor | None) -> list[_Piece]:
     points = -(-piece.tokens.k.shape[1] // rule.mini_batch)
     size = points // 2 * rule.mini_batch
     middle = piece.block.start + size
-    begins = True if valid is None else valid[:, size]
+    begins = True if valid is None or rule.mini_batch == 1 else valid[:, size]  # of one token, every one begins
     blocks = [piece.block._replace(stop=middle), piece.block._replace(start=middle, begins=begins)]
     lengths = [block.stop - block.start for block in blocks]
     steps = piece.steps.cut(lengths)

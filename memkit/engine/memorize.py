@@ -66,7 +66,7 @@ def memorize(
     block_size: how many tokens the engine takes at once at most; it never changes the answer.
     rounds, tolerance: when "iterate" stops: after so many rounds, unlooked and exact only for the first `rounds` + 1
     gradient points of a block; or when what the weights say is foreseen to be `tolerance` of a row's largest number
-    from settled (default: what rounding leaves undecided, which is exact).
+    from settled (default: what rounding leaves undecided, which is exact); gradients settle to the same tolerance.
     recompute: keep for the backward pass what the call was given and the state at every `recompute`th token, and
     run the tokens between again when gradients arrive: a step takes longer, and its memory grows by no more
     than inputs and outputs. Gradients of such a call cannot be differentiated again; under `torch.compile` it keeps

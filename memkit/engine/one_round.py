@@ -28,7 +28,7 @@ from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
 
 
-class Given(NamedTuple):
+class Start(NamedTuple):
     """What a block's rounds start from: its tokens, what each gradient sees of the carry and of every write.
 
     affine: the errors that can be solved for; None where there are none.
@@ -95,10 +95,10 @@ def wiring(rule: Rule, k: Tensor, weights: Weights, constants: Weights) -> Wirin
 class Round:
     """Rounds over one block, all whose tensors are plain numbers."""
 
-    def __init__(self, rule: Rule, given: Given, wired: Wiring) -> None:
-        self.rule, self.given, self.wired = rule, given, wired
-        self.unknown = tuple(name for name in given.carry if name != wired.solved)
-        self._shapes = rule.memory.shapes(given.tokens.k.shape[-1], given.tokens.v.shape[-1])
+    def __init__(self, rule: Rule, start: Start, wired: Wiring) -> None:
+        self.rule, self.start, self.wired = rule, start, wired
+        self.unknown = tuple(name for name in start.carry if name != wired.solved)
+        self._shapes = rule.memory.shapes(start.tokens.k.shape[-1], start.tokens.v.shape[-1])
         self._known: dict[str, tuple[Tensor, Asked, Tensor]] = {}
 
     def old(self, found: RoundResult) -> Weights:
@@ -107,7 +107,7 @@ class Round:
 
     def __call__(self, old: Weights) -> RoundResult:
         """One round after one that found the errors `old` of the unknown; empty: none, so that no write is seen."""
-        seen, limit = self.given.seen, self.rule.surprise_limit
+        seen, limit = self.start.seen, self.rule.surprise_limit
         asked: dict[str, Asked] = {}
         asked_back: dict[str, Asked] = {}
         solved: Weights = {}
@@ -115,8 +115,8 @@ class Round:
         def forth(name: str, x: Tensor) -> Tensor:
             at_carry, asked[name], hears = self._meets(name, x)
             r = old.get(name)
-            if name == self.wired.solved and self.given.affine is not None:
-                r = solved[name] = self.given.affine.solved(hears, at_carry)
+            if name == self.wired.solved and self.start.affine is not None:
+                r = solved[name] = self.start.affine.solved(hears, at_carry)
             if r is None:
                 return at_carry
             again = name not in self.wired.behind  # what every round needs is kept
@@ -125,13 +125,13 @@ class Round:
         def back(name: str, x: Tensor, error: Tensor) -> Tensor | None:
             if name not in self.wired.behind:
                 return None
-            carry, written = self.given.carry[name], error if limit is None else old.get(name)
+            carry, written = self.start.carry[name], error if limit is None else old.get(name)
             a, upright = error if written is None else written, not is_turned(carry, error.shape[-1])
             slope, asked_back[name] = recall(seen, error, carry, a, turned=upright)
             return slope if written is None else slope.baddbmm_(asked_back[name].scores * seen.write, x.detach())
 
-        tokens, constants = self.given.tokens, self.given.constants
-        writing = write_pass(self.rule, tokens, constants, self.given.carry, forth, back, graph=False, known=solved)
+        tokens, constants = self.start.tokens, self.start.constants
+        writing = write_pass(self.rule, tokens, constants, self.start.carry, forth, back, graph=False, known=solved)
         (inputs, outputs, prediction), errors, backs = map_tensors(Tensor.detach, writing)
         found = RoundResult(inputs, errors, prediction, None, Kept(outputs, backs, asked, asked_back))
         if limit is None:
@@ -143,7 +143,7 @@ class Round:
         """P (x Z), and how much x_t hears of each write; where no linear comes before, the same in every round."""
         if name in self._known:
             return self._known[name]
-        seen, carry = self.given.seen, self.given.carry[name]
+        seen, carry = self.start.seen, self.start.carry[name]
         at_carry, asked = recall(seen, x, carry, x, turned=is_turned(carry, self._shapes[name][1]))
         met = at_carry, asked, asked.scores * seen.write
         if name not in self.wired.behind:

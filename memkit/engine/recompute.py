@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from memkit.engine.tape import graph_wanted
+from memkit.once import differentiable_once
 from memkit.state import Tree, emptied, tensors, with_tensors
 
 Slopes = list[Tensor | None]
@@ -93,10 +93,12 @@ class _Recomputed(torch.autograd.Function):
         return y, *found
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, arriving: Tensor | None, *following: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    @differentiable_once("recompute=", "recompute=None")
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, saved: tuple[Tensor, ...], arriving: Tensor | None, *following: Tensor | None
+    ) -> Any:
         """Run each group again, the last one first, with a graph this time, and go back through it."""
-        groups, saved, wanted = ctx.groups, ctx.saved_tensors, ctx.needs_input_grad[1:]
+        groups, wanted = ctx.groups, ctx.needs_input_grad[1:]
         given, own = saved[: groups.given], list(saved[groups.given : groups.given + groups.own])
         rest = iter(saved[groups.given + groups.own :])
         states = [with_tensors(like, rest) for like in groups.states]

@@ -12,7 +12,7 @@ from torch import Tensor
 from memkit.engine.adjoint import Read, add, ask_back, carry_back
 from memkit.engine.between import Sums, write_pass
 from memkit.engine.memory_state import Weights
-from memkit.engine.one_round import Given, Kept, Wiring
+from memkit.engine.one_round import Kept, Start, Wiring
 from memkit.engine.tape import limited, squared_surprise
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
@@ -25,19 +25,19 @@ class RoundBack:
     """One round and its way back.
 
     kept: what its products found. heard: the errors of the unknown that its linears heard, and whose slopes are asked
-    for. here, constants: leaves of the graph that lies between products. of_point: where those of effects are added.
+    for. leaves: of the graph that lies between products. of_point: where the slopes of effects are added.
     """
 
     def __init__(
-        self, rule: Rule, given: Given, wired: Wiring, kept: Kept, heard: Weights, leaves: Leaves, of_point: Weights
+        self, rule: Rule, start: Start, wired: Wiring, kept: Kept, heard: Weights, leaves: Leaves, of_point: Weights
     ) -> None:
-        self.rule, self.given, self.wired, self.of_point = rule, given, wired, of_point
+        self.rule, self.start, self.wired, self.of_point = rule, start, wired, of_point
         here, constants = leaves
         self.writing = write_pass(
             rule,
             here,
             constants,
-            given.carry,
+            start.carry,
             lambda name, x: kept.outputs[name],
             lambda name, *_: kept.backs.get(name),
             graph=True,
@@ -47,7 +47,7 @@ class RoundBack:
         heard = heard if wired.solved is None else {**heard, wired.solved: errors[wired.solved]}
         # Under a limit of gradient norms what errors hear of on the way back is what the round before left of them.
         written = errors if rule.surprise_limit is None else heard
-        seen, carry = given.seen, given.carry
+        seen, carry = start.seen, start.carry
         self._forth, self._back = {}, {}
         for name, x in inputs.items():
             self._forth[name] = Read(seen, x, carry[name], x, heard.get(name), kept.asked[name])
@@ -101,9 +101,9 @@ class RoundBack:
         slope = of_errors.get(name)
         if slope is None:
             return
-        if name == self.wired.solved and self.given.affine is not None:
+        if name == self.wired.solved and self.start.affine is not None:
             read = self._forth[name]
-            slope = self.given.affine.solved_back(read.asked.scores * read.effect.write, slope)
+            slope = self.start.affine.solved_back(read.asked.scores * read.effect.write, slope)
         sums.pull(self.writing.errors[name], slope)
 
     def _output_back(self, name: str, sums: Sums, of_inputs: Weights, of_old: Weights) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.memory_state import Weights
-from memkit.engine.one_round import Given, Kept, Round, RoundResult, Wiring
+from memkit.engine.one_round import Kept, Round, RoundResult, Start, Wiring
 from memkit.engine.tape import Tape, squared_surprise
 from memkit.rule import Rule
 
@@ -35,6 +35,20 @@ class Rounds(NamedTuple):
         return 4 * torch.finfo(dtype).eps if self.tolerance is None else self.tolerance
 
 
+class Settling(NamedTuple):
+    """The rule, its memory's wiring and when rounds stop; whether gradients are wanted, and whether anybody watches."""
+
+    rule: Rule
+    wired: Wiring
+    rounds: Rounds
+    graph: bool
+    watched: bool
+
+    def points(self, start: Start) -> int:
+        """The gradient points of a block."""
+        return -(-start.tokens.k.shape[1] // self.rule.mini_batch)
+
+
 class Settled(NamedTuple):
     """The block's tape; and of each round what its products found and the errors that it began with.
 
@@ -46,32 +60,27 @@ class Settled(NamedTuple):
 
 
 @torch.no_grad()
-def settle(rule: Rule, given: Given, rounds: Rounds, wired: Wiring, *, graph: bool, surprise: bool) -> Settled | None:
-    """What rounds find, all tensors plain numbers; with losses and gradient norms if `surprise` asks.
+def settle(how: Settling, start: Start) -> Settled | None:
+    """What rounds find, all tensors plain numbers; None where they come no closer, or overflow.
 
-    graph: the last round is to be differentiated, and not only its errors used. None where rounds come no closer, or
-    overflow.
+    Losses and gradient norms only where somebody watches.
     """
-    tokens = given.tokens
-    go = Round(rule, given, wired)
+    rule, tokens, rounds = how.rule, start.tokens, how.rounds
+    go = Round(rule, start, how.wired)
     if rounds.most is None:
-        # What a round's errors write is one round ahead of what its linears say.
-        found = _settled(go, points(rule, given) - 1, rounds.within(tokens.k.dtype), ahead=1 if graph else 2)
+        # What a round's errors write is one round ahead of what its linears say, which is where gradients are taken.
+        ahead = 1 if how.graph else 2
+        found = _settled(go, how.points(start) - 1, rounds.within(tokens.k.dtype), ahead=ahead)
         if found is None:
             return None
         begun = ((found.kept, go.old(found)),)
     else:
         found, begun = _fixed(go, rounds.most)
     loss, squared = tokens.v[..., 0], found.squared_surprise
-    if surprise:
+    if how.watched:
         loss = rule.objective.loss(found.prediction, tokens.v, tokens.gates)
         squared = squared_surprise(found.inputs, found.errors) if squared is None else squared
     return Settled(Tape(found.inputs, found.errors, loss, squared), begun)
-
-
-def points(rule: Rule, given: Given) -> int:
-    """The gradient points of the block."""
-    return -(-given.tokens.k.shape[1] // rule.mini_batch)
 
 
 def _fixed(go: Round, most: int) -> tuple[RoundResult, tuple[tuple[Kept, Weights], ...]]:
@@ -123,7 +132,7 @@ def relative(moves: list[Tensor], scales: list[Tensor]) -> Tensor:
 
 def largest(moved: Tensor) -> float:
     """The largest of some moves, of which there may be none."""
-    return float(moved.amax()) if moved.numel() else 0.0
+    return moved.amax().tolist() if moved.numel() else 0.0
 
 
 def _foresee(moved: Tensor, last: Tensor | None, ahead: int) -> tuple[float, float]:

@@ -12,20 +12,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from memkit.engine import one_round
 from memkit.engine.adjoint import Asked, Slopes, add, ask, fold_back
 from memkit.engine.coefficients import Coefficients, Effect
 from memkit.engine.dual import after
 from memkit.engine.memory_state import Weights
-from memkit.engine.one_round import Wiring
+from memkit.engine.one_round import Kept, Start
 from memkit.engine.round_back import Leaves, RoundBack
-from memkit.engine.rounds import Rounds, Settled, largest, points, relative, row_scales
+from memkit.engine.rounds import Settled, Settling, largest, relative, row_scales
 from memkit.engine.solve import Affine
 from memkit.engine.sweep_back import read_back
 from memkit.engine.tape import Tape, batched, outside_autocast
-from memkit.rule import Rule, Tokens
+from memkit.once import differentiable_once
+from memkit.rule import Tokens
 from memkit.state import emptied, map_tensors, tensors, with_tensors
 
 
@@ -38,10 +37,9 @@ class Given(NamedTuple):
     carry: Weights
     constants: Weights
 
-    def rounds(self, affine: Affine | None) -> one_round.Given:
+    def start(self, affine: Affine | None) -> Start:
         """What its rounds start from, as plain numbers."""
-        start = one_round.Given(self.tokens, self.seen, self.carry, self.constants, affine)
-        return map_tensors(Tensor.detach, start)
+        return map_tensors(Tensor.detach, Start(self.tokens, self.seen, self.carry, self.constants, affine))
 
 
 class Found(NamedTuple):
@@ -62,10 +60,10 @@ class _Arriving(NamedTuple):
     errors: Weights
 
 
-class _Kept(NamedTuple):
+class _Left(NamedTuple):
     """What rounds and reading leave for the way back."""
 
-    rounds: tuple[tuple[one_round.Kept, Weights], ...]
+    rounds: tuple[tuple[Kept, Weights], ...]
     affine: Affine | None
     inputs: Weights
     errors: Weights
@@ -73,30 +71,27 @@ class _Kept(NamedTuple):
     asked: dict[str, Asked]
 
 
-class _How(NamedTuple):
-    """The rule, how its rounds stopped, and the trees of what was given, kept and found, without their numbers."""
-
-    rule: Rule
-    rounds: Rounds
-    wired: Wiring
-    trees: list[Any]
-
-
-def joined(
-    rule: Rule, given: Given, settled: Settled, affine: Affine | None, rounds: Rounds, wired: Wiring
-) -> tuple[Tensor, Weights, Tape]:
+def joined(how: Settling, given: Given, settled: Settled, affine: Affine | None) -> tuple[Tensor, Weights, Tape]:
     """The block's output, its carry and its tape, as functions of what is given."""
-    how = _How(rule, rounds, wired, [emptied(given)])
-    y, *flat = _Block.apply(how, settled, affine, *tensors(given))
-    found: Found = with_tensors(how.trees[-1], [y, *flat])
+    results: list[Found] = []
+    flat = _Block.apply(how, emptied(given), settled, affine, results, *tensors(given))
+    found: Found = with_tensors(results[0], flat)
     return found.y, found.carry, settled.tape._replace(inputs=found.inputs, errors=found.errors)
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, how: _How, settled: Settled, affine: Affine | None, *flat: Tensor) -> tuple[Tensor, ...]:
-        """Read and fold; the last of the trees is that of what is returned."""
-        given: Given = with_tensors(how.trees[0], [x.detach() for x in flat])
+    def forward(
+        ctx: Any,
+        how: Settling,
+        like: Given,
+        settled: Settled,
+        affine: Affine | None,
+        results: list[Found],
+        *flat: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Read and fold; `results` receives the tree whose tensors are returned."""
+        given: Given = with_tensors(like, [x.detach() for x in flat])
         tape, answers, asked = settled.tape, {}, {}
 
         def answer(name: str, x: Tensor) -> Tensor:
@@ -105,28 +100,26 @@ class _Block(torch.autograd.Function):
             return answers[name]
 
         y = how.rule.memory.forward(answer, given.tokens.q, given.constants)
-        kept = _Kept(settled.rounds, affine, tape.inputs, tape.errors, answers, asked)
+        left = _Left(settled.rounds, affine, tape.inputs, tape.errors, answers, asked)
         found = Found(y, after(given.carry, given.own, tape), *map_tensors(_as_new, (tape.inputs, tape.errors)))
-        how.trees.extend((emptied(kept), emptied(found)))
-        ctx.how = how
-        ctx.save_for_backward(*flat, *tensors(kept))
+        ctx.how, ctx.like, ctx.like_left, ctx.like_found = how, like, *emptied((left, found))
+        ctx.save_for_backward(*flat, *tensors(left))
         ctx.set_materialize_grads(False)
+        results.append(ctx.like_found)
         if not any(x.requires_grad for x in flat[1:]):  # but queries: what is written has no history
             ctx.mark_non_differentiable(*tensors(found)[1:])
         return tuple(tensors(found))
 
     @staticmethod
-    @once_differentiable
     @outside_autocast
-    def backward(ctx: Any, *arriving: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    @differentiable_once("the form 'iterate'", "form='step'")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *arriving: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Back through fold and read, and then through rounds."""
-        saved, how = ctx.saved_tensors, ctx.how
-        count = len(tensors(how.trees[0]))
-        given, kept = with_tensors(how.trees[0], saved[:count]), with_tensors(how.trees[1], saved[count:])
-        slope = _arriving(how.trees[2], arriving)
-        found = _back(how, map_tensors(Tensor.detach, given), kept, slope)
-        flat = [torch.zeros_like(x) if g is None else g for x, g in zip(saved, found, strict=False)]
-        return None, None, None, *flat
+        count = len(tensors(ctx.like))
+        given, left = with_tensors(ctx.like, saved[:count]), with_tensors(ctx.like_left, saved[count:])
+        found = _back(ctx.how, *map_tensors(Tensor.detach, (given, left)), _arriving(ctx.like_found, arriving))
+        flat = (torch.zeros_like(x) if g is None else g for x, g in zip(saved, found, strict=False))
+        return None, None, None, None, None, *flat
 
 
 def _as_new(x: Tensor) -> Tensor:
@@ -141,20 +134,20 @@ def _arriving(like: Found, flat: tuple[Tensor | None, ...]) -> _Arriving:
     return _Arriving(y, *({name: x for name, x in each.items() if x is not None} for each in named))
 
 
-def _back(how: _How, given: Given, kept: _Kept, slope: _Arriving) -> list[Tensor | None]:
+def _back(how: Settling, given: Given, left: _Left, slope: _Arriving) -> list[Tensor | None]:
     """The slopes of all that was given, in the order of its tensors; None where nothing arrives."""
-    to = Slopes(given.own, kept.inputs, kept.errors)
+    to = Slopes(given.own, left.inputs, left.errors)
     leaves = map_tensors(lambda x: x.detach().requires_grad_(), (given.tokens, given.constants))
     here, constants = leaves
     for name, x in slope.carry.items():
         fold_back(name, given.carry[name], x, to)
     sums = []
     if slope.y is not None:
-        sums.append(read_back(how.rule, here.q, constants, given.carry, kept.answers, kept.asked, slope.y, to))
+        sums.append(read_back(how.rule, here.q, constants, given.carry, left.answers, left.asked, slope.y, to))
     for sofar, arrived in ((to.of_inputs, slope.inputs), (to.of_errors, slope.errors)):
         for name, x in arrived.items():
             add(sofar, name, x.clone())
-    sums.extend(back.totals for back in _rounds_back(how, given, kept, leaves, to))
+    sums.extend(back.totals for back in _rounds_back(how, given, left, leaves, to))
     found = [_sum([some.of(leaf) for some in sums]) for leaf in tensors(leaves)]
     tokens, rest = found[: len(tensors(here))], found[len(tensors(here)) :]
     effects = [some.get(name) for some in (to.of_weight, to.of_last, to.of_point) for name in ("carry", "write")]
@@ -166,15 +159,15 @@ def _sum(slopes: list[Tensor | None]) -> Tensor | None:
     return sum(some[1:], some[0]) if some else None
 
 
-def _rounds_back(how: _How, given: Given, kept: _Kept, leaves: Leaves, to: Slopes) -> list[RoundBack]:
+def _rounds_back(how: Settling, given: Given, left: _Left, leaves: Leaves, to: Slopes) -> list[RoundBack]:
     """Back through the rounds, from the last to the first; or, where they settled, through all that there could be."""
-    start = given.rounds(kept.affine)
+    start = given.start(left.affine)
     found: list[RoundBack] = []
     of_inputs, of_errors = to.of_inputs, to.of_errors
-    for one, heard in reversed(kept.rounds):
-        back = RoundBack(how.rule, start, how.wired, one, heard, leaves, to.of_point)
+    for kept, heard in reversed(left.rounds):
+        back = RoundBack(how.rule, start, how.wired, kept, heard, leaves, to.of_point)
         if how.rounds.most is None:
-            _settle_back(back, of_inputs, of_errors, points(how.rule, start), how.rounds.within(start.tokens.k.dtype))
+            _settle_back(back, of_inputs, of_errors, how.points(start), how.rounds.within(start.tokens.k.dtype))
         else:
             of_inputs, of_errors = {}, back.pull(of_inputs, of_errors)
         back.finish(to.of_carry)
@@ -183,7 +176,7 @@ def _rounds_back(how: _How, given: Given, kept: _Kept, leaves: Leaves, to: Slope
 
 
 def _settle_back(back: RoundBack, of_inputs: Weights, of_errors: Weights, most: int, tolerance: float) -> None:
-    """Pull l, then J^T l, and so on, until nothing of weight is left."""
+    """Pull l, then J^T l, and so on, until what is left is within the tolerance: those to come are smaller still."""
     total = {name: x.clone() for name, x in of_errors.items()}  # a pull adds to what it is given
     for _ in range(most):
         of_inputs, of_errors = {}, back.pull(of_inputs, of_errors)
@@ -195,5 +188,5 @@ def _settle_back(back: RoundBack, of_inputs: Weights, of_errors: Weights, most: 
             continue
         names = list(of_errors)
         moved = relative([of_errors[name].abs() for name in names], row_scales([total[name] for name in names]))
-        if not largest(moved) > tolerance:
+        if largest(moved) <= tolerance:  # not so where one is no number, beside rows that are
             break

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from memkit.engine import coefficients
 from memkit.engine.block import read, stacked
@@ -39,6 +38,7 @@ from memkit.engine.scan import Watch
 from memkit.engine.solve import affine
 from memkit.engine.tape import outside_autocast
 from memkit.layout import Block
+from memkit.once import differentiable_once
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
 
@@ -213,12 +213,12 @@ class _Chain(torch.autograd.Function):
         return states[1:-1], states[-1].clone(), e, a, g
 
     @staticmethod
-    @once_differentiable
     @outside_autocast
-    def backward(ctx: Any, *arriving: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    @differentiable_once("the form 'triton'", "form='dual'")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *arriving: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The kernel goes back from block to block; what is left waits for none."""
         before, after, *others = arriving
-        k, numbers, folding, states, predictions, e, a, g = ctx.saved_tensors
+        k, numbers, folding, states, predictions, e, a, g = saved
         grads = torch.cat([torch.zeros_like(states[:1]), before, after[None]])
         grad_r, scaled = torch.empty_like(k), torch.empty_like(k)
         grad_z, grad_d, slopes = (torch.empty_like(a) for _ in range(3))

@@ -133,8 +133,6 @@ class NeuralMemory(Mixer):
         self, x: Tensor, state: NeuralMemoryState, mask: Tensor | None, write: bool
     ) -> tuple[Tensor, NeuralMemoryState]:
         """One document piece; see `Mixer`."""
-        if self.recompute is not None:
-            choose(self.rule, "auto", x.shape[1])  # warns of all tokens, not of a group's
         return self.recomputed(self._mix, x, state, mask, write)
 
     def recomputed(
@@ -143,6 +141,7 @@ class NeuralMemory(Mixer):
         """`mix(x, state, mask, write)`, kept or recomputed as this layer is; `mix` uses no parameters but its own."""
         if self.recompute is None or x.shape[1] == 0 or torch.compiler.is_compiling():
             return mix(x, state, mask, write)
+        choose(self.rule, "auto", x.shape[1])  # warns of all tokens, not of a group's
 
         def group(given: Any, state: Any) -> tuple[Tensor, Any]:
             return mix(given[0], state, given[1], write)

@@ -39,20 +39,12 @@ class _Back(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, slope: Tensor, z: Tensor) -> Tensor:
         ctx.save_for_backward(slope, z)
-        ctx.bend = None
         return torch.ops.aten.silu_backward(slope, z)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         slope, z = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            bend = _bend(z)
-        else:
-            bend = ctx.bend = _bend(z) if ctx.bend is None else ctx.bend  # rounds go back here many times
-        return _Back.apply(upstream, z), slope * upstream * bend  # pyright: ignore[reportReturnType]
-
-
-def _bend(z: Tensor) -> Tensor:
-    """silu''(z)."""
-    s = torch.sigmoid(z)
-    return torch.ops.aten.sigmoid_backward((z + 2).addcmul_(z, s, value=-2), s)
+        s = torch.sigmoid(z)
+        bend = (z + 2).addcmul_(z, s, value=-2)
+        both = (slope * upstream).mul_(bend)  # which of them is a batch under vmap, the product is too
+        return _Back.apply(upstream, z), torch.ops.aten.sigmoid_backward(both, s)  # pyright: ignore[reportReturnType]

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from memkit.mixers.backends.banded import Banded
+from memkit.once import differentiable_once
 
 # How far a query at the bottom right sees to the left and to the right; -1 is no bound. flash-attn's words.
 Reach = tuple[int, int]
@@ -84,9 +84,9 @@ class _PrefixAndBand(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, prefix_k, prefix_v, k, v, out, lse = ctx.saved_tensors
+    @differentiable_once("attention by this kernel", "backend='torch'")
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, prefix_k, prefix_v, k, v, out, lse = saved
         grad = grad.contiguous()  # the gradient of a sum is one number with strides of 0
         to_prefix = ctx.kernel.backward(grad, q, prefix_k, prefix_v, out, lse, EVERYTHING)
         to_band = ctx.kernel.backward(grad, q, k, v, out, lse, ctx.reach)
