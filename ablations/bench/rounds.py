@@ -72,7 +72,7 @@ def _in_its_own_process(tell: Tell) -> Measured:
     raise RuntimeError("the process that measures rounds ended without a word.")
 
 
-def measure(sizes: Sizes, threads: int, send: Callable[[tuple[str, int, int]], object]) -> Measured:
+def measure(sizes: Sizes, threads: int, send: Callable[[tuple[str, int, int]], None]) -> Measured:
     """Run and time all forms; `send` hears what is timed, how much is done and of how much."""
     torch.set_num_threads(threads)
     kept, given = keep_freed(), _given(sizes)

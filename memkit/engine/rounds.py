@@ -132,7 +132,7 @@ def relative(moves: list[Tensor], scales: list[Tensor]) -> Tensor:
 
 def largest(moved: Tensor) -> float:
     """The largest of some moves, of which there may be none."""
-    return moved.amax().tolist() if moved.numel() else 0.0
+    return max(moved.amax().view(1).tolist()) if moved.numel() else 0.0
 
 
 def _foresee(moved: Tensor, last: Tensor | None, ahead: int) -> tuple[float, float]:

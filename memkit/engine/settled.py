@@ -115,9 +115,9 @@ class _Block(torch.autograd.Function):
     @differentiable_once("the form 'iterate'", "form='step'")
     def backward(ctx: Any, saved: tuple[Tensor, ...], *arriving: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Back through fold and read, and then through rounds."""
-        count = len(tensors(ctx.like))
-        given, left = with_tensors(ctx.like, saved[:count]), with_tensors(ctx.like_left, saved[count:])
-        found = _back(ctx.how, *map_tensors(Tensor.detach, (given, left)), _arriving(ctx.like_found, arriving))
+        plain = map(Tensor.detach, saved)
+        given, left = with_tensors(ctx.like, plain), with_tensors(ctx.like_left, plain)
+        found = _back(ctx.how, given, left, _arriving(ctx.like_found, arriving))
         flat = (torch.zeros_like(x) if g is None else g for x, g in zip(saved, found, strict=False))
         return None, None, None, None, None, *flat
 
