@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from memkit.checks import check_point
+from memkit.likeness import Kind, kind_of
 
 Gates = Mapping[str, Tensor]
 Slots = tuple[Tensor, ...]
@@ -186,6 +187,7 @@ class Rule:
     window: the Omega rule: each write uses the gradients of the last so many tokens, each times `weight`.
     weight: the gate of that name, for writes that use several gradients.
     surprise_limit: scale each token's whole gradient down to this norm; None, the papers' rule, does not.
+    kind: what it shares with all rules that do the same, by which torch's compiler knows them.
 
     Raises `ValueError` for combinations that have no meaning.
     """
@@ -210,6 +212,7 @@ class Rule:
     gates: dict[str, Gate] = field(init=False, repr=False, compare=False)
     optimizer_slots: int = field(init=False, repr=False, compare=False)
     slots: int = field(init=False, repr=False, compare=False)
+    kind: Kind = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_rule(self)
@@ -225,6 +228,7 @@ class Rule:
         object.__setattr__(self, "optimizer_slots", len(self.optimizer.init(torch.zeros(()))))
         object.__setattr__(self, "slots", len(self.init_slots(torch.zeros(()))))
         check_point(self)
+        object.__setattr__(self, "kind", kind_of(self))
 
     @property
     def weight_gates(self) -> tuple[Gate, ...]:
@@ -289,12 +293,8 @@ def _check_rule(rule: Rule) -> None:
         what = f"the gates {per_pair} are per pair, and a write meets one number of each"
         raise ValueError(f"rule {rule.name!r}: {what}. Use a 'prepare' that makes a step of every pair.")
     if rule.effective is not identity and rule.point is not at_weights:
-        raise ValueError(
-            f"rule {rule.name!r}: 'effective' already says which weights gradients see, so it cannot be "
-            "combined with another 'point'. Keep one of the two."
-        )
+        what = "'effective' already says which weights gradients see, so it cannot be combined with another 'point'"
+        raise ValueError(f"rule {rule.name!r}: {what}. Keep one of the two.")
     if rule.surprise_limit is not None and not rule.surprise_limit > 0:
-        raise ValueError(
-            f"rule {rule.name!r}: surprise_limit is a gradient norm, so it must be > 0, or None for no limit; "
-            f"got {rule.surprise_limit!r}."
-        )
+        what = f"must be > 0, or None for no limit; got {rule.surprise_limit!r}"
+        raise ValueError(f"rule {rule.name!r}: surprise_limit is a gradient norm, so it {what}.")

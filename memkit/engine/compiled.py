@@ -66,8 +66,8 @@ def as_written(program: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def preparing() -> Prepare:
-    """How blocks are prepared now."""
-    return as_written if _backend is None else compiler_of(_backend)
+    """How blocks are prepared now; where torch compiles already, as they are written."""
+    return as_written if torch.compiler.is_compiling() or _backend is None else compiler_of(_backend)
 
 
 @cache

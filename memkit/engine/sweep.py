@@ -19,12 +19,16 @@ from memkit.engine.block import for_queries, stacked, unstacked
 from memkit.engine.compiled import as_written, preparing
 from memkit.engine.dual import lowered, runs
 from memkit.engine.memory_state import Rows, cut
-from memkit.engine.sweep_back import backward
-from memkit.engine.sweep_forward import Found, Given, Kept, Run, forward, plain
+from memkit.engine.operator import run_as_operator
+from memkit.engine.sweep_back import back_through, backward
+from memkit.engine.sweep_forward import Found, Given, Kept, Run, forward, plain, writes
 from memkit.engine.tape import batched, graph_wanted, outside_autocast
 from memkit.layout import Block
 from memkit.rule import Rule, Tokens, at_weights, identity
 from memkit.state import emptied, map_tensors, tensors, with_tensors
+
+UNROLLED = 4
+"""Blocks of a run that torch's compiler gets one by one, as it makes more of so few; more of them are an operator."""
 
 
 def is_plain(rule: Rule) -> bool:
@@ -36,7 +40,7 @@ def is_plain(rule: Rule) -> bool:
 
 def sweeps(rule: Rule) -> bool:
     """Whether the dual form of a rule is swept: it is plain, and torch is not compiling, which fuses by itself."""
-    return is_plain(rule) and not torch.compiler.is_compiling()
+    return is_plain(rule) and not torch.compiler.is_exporting()
 
 
 def compiles_blocks(rule: Rule) -> bool:
@@ -75,6 +79,8 @@ def sweep(
 
 
 def _swept(run: Run, given: Given) -> Found:
+    if torch.compiler.is_compiling():
+        return run_as_operator(run, given) if len(run.begins) > UNROLLED else plain(run, given)
     if not graph_wanted(given):
         return forward(run, map_tensors(Tensor.detach, given), None)
     results: list[Found] = []
@@ -94,7 +100,7 @@ class _Sweep(torch.autograd.Function):
         ctx.like_kept, ctx.like_found = emptied((tuple(kept), found))
         ctx.save_for_backward(*given, *tensors(tuple(kept)))
         results.append(ctx.like_found)
-        if not _writes(with_tensors(like, given)):
+        if not writes(with_tensors(like, given)):
             ctx.mark_non_differentiable(*tensors((found.carry, found.anchor)))
         return tuple(tensors(found))
 
@@ -105,25 +111,7 @@ class _Sweep(torch.autograd.Function):
         saved, count = ctx.saved_tensors, len(tensors(ctx.like))  # checkpoints unpack it only once
         given = with_tensors(ctx.like, saved[:count])
         if torch.is_grad_enabled() or batched(arriving):
-            return None, None, None, *_back_through(ctx.run, given, arriving)
+            return None, None, None, *back_through(ctx.run, given, arriving)
         kept, slope = with_tensors(ctx.like_kept, saved[count:]), with_tensors(ctx.like_found, arriving)
         # Detached, as a compiler takes no input with a history.
         return None, None, None, *tensors(backward(ctx.run, *map_tensors(Tensor.detach, (given, kept, slope))))
-
-
-def _writes(given: Given) -> bool:
-    """Whether gradients flow to anything that a block leaves behind, and not only to what queries read."""
-    return any(x.requires_grad for x in tensors(given._replace(tokens=given.tokens._replace(q=given.tokens.k))))
-
-
-def _back_through(run: Run, given: Given, arriving: tuple[Tensor, ...]) -> list[Tensor | None]:
-    """The slopes of all that is given, with a graph if that is wanted."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Views, because what is given may depend on each other out there, as a carry on the constants of all runs.
-        given = map_tensors(lambda x: x.view_as(x), given)
-        wanted = [x for x in tensors(given) if x.requires_grad]
-        pairs = [(x, slope) for x, slope in zip(tensors(plain(run, given)), arriving, strict=True) if x.requires_grad]
-        results, slopes = zip(*pairs, strict=True)
-    found = iter(torch.autograd.grad(results, wanted, slopes, create_graph=again, allow_unused=True))
-    return [next(found) if x.requires_grad else None for x in tensors(given)]

@@ -13,7 +13,7 @@ from memkit.engine.between import Sums, Writing, passed, write_pass
 from memkit.engine.block import is_turned
 from memkit.engine.coefficients import Coefficients
 from memkit.engine.memory_state import Weights
-from memkit.engine.sweep_forward import Found, Given, Kept, Run
+from memkit.engine.sweep_forward import Found, Given, Kept, Run, plain
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors, tensors, with_tensors
 
@@ -149,3 +149,16 @@ def _anchored(begins: Tensor | bool, back: _Back, later: Weights) -> tuple[Weigh
 
 def _turn(weights: Weights, turned: dict[str, bool]) -> Weights:
     return {name: x.mT if turned[name] else x for name, x in weights.items()}
+
+
+def back_through(run: Run, given: Given, arriving: Iterable[Tensor]) -> list[Tensor | None]:
+    """The slopes of all that is given, with a graph if that is wanted."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, because what is given may depend on each other out there, as a carry on the constants of all runs.
+        given = map_tensors(lambda x: x.view_as(x), given)
+        wanted = [x for x in tensors(given) if x.requires_grad]
+        pairs = [(x, slope) for x, slope in zip(tensors(plain(run, given)), arriving, strict=True) if x.requires_grad]
+        results, slopes = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(results, wanted, slopes, create_graph=again, allow_unused=True))
+    return [next(found) if x.requires_grad else None for x in tensors(given)]

@@ -73,7 +73,7 @@ def forward(run: Run, given: Given, kept: list[Kept] | None) -> Found:
     """Run the blocks, all tensors detached; `kept` receives what each leaves."""
     outputs, carry, anchor, block = [], given.carry, given.anchor, run.prepared(_block)
     for begins, (here, own) in zip(run.begins, run.blocks((given.tokens, given.own)), strict=True):
-        anchor = _begun(run.rule, begins, carry, anchor, here)
+        anchor = begun(run.rule, begins, carry, anchor, here)
         y, following, left = block(run.rule, here, own, carry, anchor, given.constants, keep=kept is not None)
         if kept is not None:
             kept.append(left)
@@ -90,7 +90,7 @@ def plain(run: Run, given: Given) -> Found:
     """
     rule, outputs, carry, anchor = run.rule, [], given.carry, given.anchor
     for begins, (here, own) in zip(run.begins, run.blocks((given.tokens, given.own)), strict=True):
-        anchor = _begun(rule, begins, carry, anchor, here)
+        anchor = begun(rule, begins, carry, anchor, here)
         weights, past = lowered((anchor, carry), here.k.dtype)
         tape = record(rule, here.k, here.v, here.gates, weights, given.constants)
         outputs.append(rule.memory.forward(reader(own.weight, past, tape), here.q, given.constants))
@@ -98,7 +98,12 @@ def plain(run: Run, given: Given) -> Found:
     return Found(torch.stack(outputs, 1), carry, anchor)
 
 
-def _begun(rule: Rule, begins: Tensor | bool, carry: Weights, anchor: Weights, here: Tokens) -> Weights:
+def writes(given: Given) -> bool:
+    """Whether gradients flow to anything that a block leaves behind, and not only to what queries read."""
+    return any(x.requires_grad for x in tensors(given._replace(tokens=given.tokens._replace(q=given.tokens.k))))
+
+
+def begun(rule: Rule, begins: Tensor | bool, carry: Weights, anchor: Weights, here: Tokens) -> Weights:
     """The weights that the gradients of a block see."""
     if begins is False:
         return anchor
