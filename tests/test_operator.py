@@ -1,24 +1,25 @@
-"""In a caller's graph the sweep is one operator: the numbers of the blocks, every gradient, and no more nodes for more."""
+"""In a caller's graph the sweep is one operator, with the numbers of the blocks and every gradient of theirs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 from small_memory import Case, titans
 from test_compile_blocks import RULES, assert_near
+from torch import Tensor
 
 import memkit
-from memkit import Rule
 from memkit.engine import operator, sweep
-from memkit.likeness import kind_of
-from memkit.state import map_tensors, tensors
+from memkit.parts.memory import MLPMemory
+from memkit.rule import Linear
+from memkit.state import tensors
 from memkit.testing.outcome import outcome
 
-ONE_BLOCK_MORE = 4
+HALF = torch.tensor([[True, False] * 4, [False] * 3 + [True] * 5, [True] * 8])
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,7 @@ def operators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything that may be an operator is one, and nothing is compiled before a test, nor kept after it."""
     monkeypatch.setattr(sweep, "UNROLLED", 0)
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -34,8 +36,12 @@ def compiled(function: Any) -> Any:
     return torch.compile(function, fullgraph=True, backend="aot_eager")
 
 
-def everything(case: Case, prepared: Any = compiled, **options: Any) -> list[torch.Tensor]:
-    """Outputs, state and every gradient."""
+def as_written(function: Any) -> Any:
+    return function
+
+
+def everything(case: Case, prepared: Any, **options: Any) -> list[Tensor]:
+    """Outputs, state and every gradient, in the dual form."""
     given = {"q": case.q, "k": case.k, "v": case.v, "gates": case.gates, "state": case.state}
     memorize = prepared(lambda leaves: memkit.memorize(case.rule, **leaves, form="dual", **options))
 
@@ -46,185 +52,166 @@ def everything(case: Case, prepared: Any = compiled, **options: Any) -> list[tor
     return tensors(tuple(outcome(called, given)))
 
 
-def as_written(function: Any) -> Any:
-    return function
+@pytest.mark.parametrize(
+    ("name", "options"), [("mlp", {"mask": HALF}), ("swiglu", {"block_size": 2}), ("residual, before", {})]
+)
+def test_it_computes_the_same(name: str, options: dict[str, Any]) -> None:
+    rule = RULES[name]
+    found, expected = (everything(Case(rule, tokens=8), way, **options) for way in (compiled, as_written))
+    assert_near(found, expected)
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_it_computes_the_same(rule: Rule) -> None:
-    mask = torch.rand(3, 11, generator=torch.Generator().manual_seed(1)) < 0.8
-    for given in ({}, {"mask": mask}, {"block_size": 2}):
-        assert_near(everything(Case(rule), **given), everything(Case(rule), as_written, **given))
+def test_products_under_autocast() -> None:
+    case, options = Case(dtype=torch.float32, tokens=8), {"products": torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = (everything(case, way, **options) for way in (compiled, as_written))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_documents_in_their_own_calls_and_in_split_ones() -> None:
-    case = Case()
+def test_calls_and_documents_one_after_the_other() -> None:
+    """The second call begins inside of a mini-batch, and only a row of it with a new document."""
 
-    def twice(prepared: Any) -> list[torch.Tensor]:
+    def run(prepared: Any) -> list[Tensor]:
+        case = Case(RULES["matrix"])
         leaves = case.leaves()
 
-        def run() -> Any:
+        def calls() -> Any:
             first, state = case.memorize(slice(0, 6), form="dual")
-            second, state = case.memorize(slice(6, None), form="dual", state=state)
             state = state.reset(torch.tensor([True, False, True]), case.rule)
-            third, state = case.memorize(slice(0, 9), form="dual", state=state)
-            return torch.cat([first, second, third], 1), state
+            second, state = case.memorize(slice(6, None), form="dual", state=state)
+            return torch.cat([first, second], 1), state
 
-        y, state = prepared(run)()
-        found = torch.autograd.grad(y.square().sum() + sum(x.sum() for x in state.weights.values()), leaves)
-        return [y, *tensors(state), *found]
+        y, state = prepared(calls)()
+        loss = y.square().sum() + sum(x.sum() for x in state.weights.values())
+        return [y, *tensors(state), *torch.autograd.grad(loss, leaves)]
 
-    assert_near(twice(compiled), twice(as_written))
-
-
-def test_products_autocast_and_single_precision() -> None:
-    for dtype, products, tolerance in ((torch.float32, torch.bfloat16, 2e-2), (torch.bfloat16, None, 2e-2)):
-        case = Case(dtype=dtype)
-        with torch.autocast("cpu", torch.bfloat16):
-            found, expected = (everything(case, way, products=products) for way in (compiled, as_written))
-        for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    assert_near(run(compiled), run(as_written))
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_gradients(mode: Any) -> None:
-    case = Case()
-    with mode():
-        assert_near(tensors(compiled(case.memorize)()), tensors(case.memorize()))
+def test_layers_of_different_kinds() -> None:
+    """Also of one kind, but of other widths, whose carries lie the other way up."""
+    torch.manual_seed(0)
+    names = [{"depth": 2}, {"depth": 2}, {"depth": 1}]
+    rules = [memkit.build("rule", "titans", **name, expansion=1, mini_batch=4) for name in names]
+    assert rules[0].kind is rules[1].kind
+    layers = [Case(rule, tokens=8) for rule in rules]
+    layers[1].v = torch.randn(3, 8, 2, 2, dtype=torch.double)
+    sizes: dict[str, Any] = {"batch": 3, "heads": 2, "key_dim": 4, "value_dim": 2, "dtype": torch.double}
+    layers[1].state = memkit.init_state(rules[1], **sizes)
+    leaves = [x for case in layers for x in case.leaves()]
 
+    def run() -> Tensor:
+        return torch.stack([case.memorize(form="dual")[0].square().sum() for case in layers])
 
-def test_gradients_of_gradients_inside_of_the_graph() -> None:
-    case = Case()
-
-    def norms(k: torch.Tensor) -> torch.Tensor:
-        first = torch.autograd.grad(case.memorize(k=k, form="dual")[0].square().sum(), k, create_graph=True)[0]
-        return first.square().sum()
-
-    found = []
-    with torch._dynamo.config.patch(trace_autograd_ops=True):
-        for prepared in (compiled, as_written):
-            k = case.k.clone().requires_grad_()
-            found.append(torch.autograd.grad(prepared(norms)(k), k))
+    found = [(y := prepared(run)(), *torch.autograd.grad(y.sum(), leaves)) for prepared in (compiled, as_written)]
     assert_near(*found)
 
 
-def test_only_queries_want_gradients() -> None:
-    case = Case()
-    q = case.q.requires_grad_()
-    y, state = compiled(lambda q: case.memorize(q=q, form="dual"))(q)
-    assert y.requires_grad and not any(x.requires_grad for x in tensors(state))
+@dataclass(frozen=True)
+class Changing(MLPMemory):
+    """One whose forward changes a view of what it made, which autograd has to see."""
+
+    def forward(self, linear: Linear, x: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        y = super().forward(linear, x, constants).clone()
+        y[..., 0].mul_(3.0)
+        return y
 
 
-def test_blocks_inside_are_compiled_where_that_is_asked_for() -> None:
-    expected = everything(Case(), as_written)
-    with memkit.compile_blocks(backend="aot_eager"):
-        assert_near(everything(Case()), expected)
-        torch._dynamo.utils.counters.clear()
-        case = Case(tokens=12)
-        memorize = compiled(case.memorize)
-        with torch.no_grad():
-            for _ in range(2):
-                memorize()
+def test_in_inference_mode_blocks_are_compiled_once() -> None:
+    rule = replace(titans(), memory=Changing(2, 2, "silu", False))
+    case = Case(rule, tokens=12)
+    with torch.inference_mode(), memkit.compile_blocks(backend="aot_eager"):
+        memorize, expected = compiled(case.memorize), tensors(Case(rule, tokens=12).memorize(form="scan"))
+        for _ in range(2):
+            assert_near(tensors(memorize()), expected)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the caller's, and a block
 
 
-def layer(**rule: Any) -> Any:
-    torch.manual_seed(0)
-    options = {"name": "titans", "mini_batch": 4, "expansion": 2} | rule
-    return memkit.build("mixer", "neural_memory", dim=8, heads=2, rule=options).double()
+def test_gradients_of_gradients_inside_of_the_graph() -> None:
+    case, found = Case(RULES["matrix"], tokens=8), []
 
+    def norm(k: Tensor) -> Tensor:
+        first = torch.autograd.grad(case.memorize(k=k, form="dual")[0].square().sum(), k, create_graph=True)[0]
+        return first.square().sum()
 
-def test_layers_of_different_rules() -> None:
-    """Also of one kind but different widths, whose carries do not lie the same way."""
-    layers = [layer(), layer(), layer(depth=1), layer(depth=3, read="before")]
-    x = torch.randn(2, 10, 8, dtype=torch.double)
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        for each in layers:
-            x = x + each(x)[0]
-        return x
-
-    weights, found = [p for each in layers for p in each.parameters()], []
-    for prepared in (compiled, as_written):
-        y = prepared(run)(x)
-        found.append([y, *torch.autograd.grad(y.square().sum(), weights)])
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        for prepared in (compiled, as_written):
+            k = case.k.clone().requires_grad_()
+            found.append(torch.autograd.grad(prepared(norm)(k), k))
     assert_near(*found)
 
 
-def test_the_graph_does_not_grow_with_the_blocks() -> None:
-    """But for taking what blocks leave out of one list: every operation is there as often."""
-    counts = []
+def test_where_only_queries_want_gradients_the_state_wants_none() -> None:
+    case = Case(tokens=8)
+    y, state = torch.compile(lambda q: case.memorize(q=q), fullgraph=True, backend="eager")(case.q.requires_grad_())
+    assert y.requires_grad and not any(x.requires_grad for x in tensors(state))
 
-    def counted(graph: Any, _: Any) -> Any:
-        called = [node for node in graph.graph.nodes if node.op == "call_function"]
-        counts.append(len([node for node in called if "getitem" not in str(node.target)]))
-        return torch._functorch.aot_autograd.make_boxed_func(graph.forward)
 
-    backend = torch._dynamo.backends.common.aot_autograd(fw_compiler=counted, bw_compiler=counted)
-    for blocks in (2, 8):
-        run = torch.compile(layer(), fullgraph=True, backend=backend, dynamic=False)
-        run(torch.randn(2, 4 * blocks, 8, dtype=torch.double))[0].sum().backward()
-    few, many = counts[:2], counts[2:]
-    assert few == many
+def programs(run: Any) -> list[torch.fx.GraphModule]:
+    """What torch makes of a function that compiles with the backend that it is given."""
+    found: list[torch.fx.GraphModule] = []
+
+    def kept(program: torch.fx.GraphModule, _: Any) -> Any:
+        found.append(program)
+        return program.forward
+
+    run(kept)
+    return found
+
+
+def test_the_graph_is_as_long_for_more_blocks() -> None:
+    """But for taking what they leave out of a list."""
+
+    def operations(blocks: int) -> int:
+        case = Case(tokens=4 * blocks)
+        case.leaves()
+        (graph,) = programs(lambda kept: torch.compile(case.memorize, fullgraph=True, backend=kept, dynamic=False)())
+        return len([node for node in graph.graph.nodes if "getitem" not in str(node.target)])
+
+    assert operations(2) == operations(9)
+
+
+def test_few_blocks_are_unrolled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "UNROLLED", 2)
+
+    def operators(blocks: int) -> int:
+        case = Case(RULES["matrix"], tokens=4 * blocks)
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            (graph,) = programs(lambda kept: torch.compile(case.memorize, fullgraph=True, backend=kept)(form="dual"))
+        return len([node for node in graph.graph.nodes if "memkit.sweep" in str(node.target)])
+
+    assert (operators(2), operators(3)) == (0, 1)
 
 
 def test_layers_of_one_kind_share_their_graph() -> None:
-    programs = []
+    def layer(**rule: Any) -> Any:
+        options = {"name": "titans", "mini_batch": 4, "expansion": 2} | rule
+        return memkit.build("mixer", "neural_memory", dim=8, heads=2, rule=options)
 
-    def counted(program: Any, _: Any) -> Any:
-        programs.append(program)
-        return program.forward
-
-    x = torch.randn(2, 12, 8, dtype=torch.double)
-    for _ in range(3):
-        torch.compile(layer(), fullgraph=True, backend=counted)(x)
-    assert len(programs) == 1
-    torch.compile(layer(activation="relu"), fullgraph=True, backend=counted)(x)
-    assert len(programs) == 2
+    layers = [layer(), layer(), layer(activation="relu")]
+    found = programs(
+        lambda kept: [torch.compile(x, fullgraph=True, backend=kept)(torch.randn(2, 8, 8)) for x in layers]
+    )
+    assert len(found) == 2
 
 
 def test_torch_finds_the_operator_in_order() -> None:
-    """Its shapes without numbers, its aliases, its gradients, and what it is where lengths may change."""
+    """Its shapes without numbers are those with, it returns nothing that it was given, and changes nothing."""
     given: list[Any] = []
 
-    def caught(graph: Any, _: Any) -> Any:
-        def run(*given_: Any) -> Any:
-            return torch.fx.Interpreter(graph).run(*given_)
-
-        class Caught(torch.fx.Interpreter):
-            def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-                if target is torch.ops.memkit.sweep:
-                    given.append(args)
-                return super().call_function(target, args, kwargs)
-
-        return lambda *inputs: Caught(graph).run(*inputs) if not given else run(*inputs)
+    class Watched(torch.fx.Interpreter):
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            if target is torch.ops.memkit.sweep:
+                given.append(args)
+            return super().call_function(target, args, kwargs)
 
     case = Case(tokens=8)
     case.leaves()
-    torch.compile(case.memorize, fullgraph=True, backend=caught)(mask=torch.rand(3, 8) < 0.8)
-    flat, key, keep = given[0]
-    flat = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in flat]
-    torch.library.opcheck(operator._sweep, (flat, key, keep), test_utils=("test_schema", "test_faketensor"))
-
-
-def test_kinds() -> None:
-    same = [titans(), titans(), replace(titans(), update_every=1)]
-    assert len({id(rule.kind) for rule in same}) == 1
-    assert kind_of(titans(depth=1)) is not same[0].kind
-    others = [
-        titans(depth=1),
-        titans(mini_batch=3),
-        replace(titans(), objective=memkit.build("objective", "l2", scale=2.0)),
-    ]
-    assert len({id(rule.kind) for rule in [*same, *others]}) == 4
-
-    def scaled(scale: float) -> Any:
-        def loss(prediction: torch.Tensor, target: torch.Tensor, gates: Any) -> torch.Tensor:
-            return scale * (prediction - target).square().sum(-1)
-
-        return replace(titans(), objective=replace(titans().objective, loss=loss))
-
-    one, again, two = scaled(1.0), scaled(1.0), scaled(2.0)
-    assert one.kind is again.kind and one.kind is not two.kind
-    assert scaled(1).kind is not one.kind  # an integer is another number to torch
-    assert map_tensors(lambda x: x, one.kind) is one.kind
+    watched = lambda program, _: Watched(program).run  # noqa: E731
+    torch.compile(case.memorize, fullgraph=True, backend=watched)(mask=HALF)
+    for flat, key, keep in given:
+        flat = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in flat]
+        tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+        torch.library.opcheck(operator._sweep, (flat, key, keep), test_utils=tests)
+    assert given

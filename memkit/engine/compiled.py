@@ -28,8 +28,9 @@ class compile_blocks:
 
     The first call of every shape compiles for some seconds; after it training and long forward passes are
     faster, and compute the same. It is for what is swept: the form "dual" of rules with gradients at the weights as
-    they are and gates per head, in calls of several blocks. Everything else, and all that `torch.compile` already
-    compiles, runs as it is. On a CPU torch needs a C++ compiler.
+    they are and gates per head, in calls of several blocks. Everything else runs as it is. In a model that
+    `torch.compile` compiles it is for the operator that stands for more than 8 blocks, which torch's compiler does not
+    look into. On a CPU torch needs a C++ compiler.
 
     It is one setting for the process, all threads included. A block is compiled for every number of rows, and after
     256 programs runs as it is written.

@@ -65,7 +65,6 @@ def run_as_operator(run: Run, given: Given) -> Found:
     return found._replace(carry=carry, anchor=anchor)
 
 
-@torch.compiler.assume_constant_result
 def _key(kind: Kind, begins: tuple[bool | None, ...], *names: tuple[str, ...]) -> str:
     """The text that stands for all this from now on; in the next process too, if that asks in the same order."""
     asked = (kind, begins, *names)
@@ -82,7 +81,11 @@ def _key(kind: Kind, begins: tuple[bool | None, ...], *names: tuple[str, ...]) -
     return _keys[asked]
 
 
-@torch.library.custom_op("memkit::sweep", mutates_args=())
+# What torch.compiler.assume_constant_result does, which would load the compiler, a second, for everybody.
+_key._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@torch.library.custom_op("memkit::sweep", mutates_args=(), schema="(Tensor[] flat, str key, bool keep) -> Tensor[]")
 def _sweep(flat: list[Tensor], key: str, keep: bool) -> list[Tensor]:
     with _inside(flat[0]):
         run, given = _programs[key].filled(flat)
@@ -107,7 +110,9 @@ def _(flat: list[Tensor], key: str, keep: bool) -> list[Tensor]:
         return [x.new_empty(x.shape) for x in tensors((found, _left(kept * len(run.begins))))]
 
 
-@torch.library.custom_op("memkit::sweep_back", mutates_args=())
+@torch.library.custom_op(
+    "memkit::sweep_back", mutates_args=(), schema="(Tensor[] flat, Tensor[] left, Tensor[] slopes, str key) -> Tensor[]"
+)
 def _sweep_back(flat: list[Tensor], left: list[Tensor], slopes: list[Tensor], key: str) -> list[Tensor]:
     program = _programs[key]
     with _inside(flat[0]):
@@ -146,8 +151,12 @@ _sweep.register_autograd(_slopes, setup_context=_remember)
 
 @contextmanager
 def _inside(like: Tensor) -> Iterator[None]:
-    """Leave autocast; and inference mode even where nobody is in it: it lets gradients be taken in an operator."""
-    with without_autocast(like), torch.inference_mode(False), torch.no_grad():
+    """Leave autocast; and have autograd again, which torch hides from operators.
+
+    Leaving inference mode, even where nobody is in it, brings back gradients, but not that views are seen to change.
+    """
+    with without_autocast(like), torch.inference_mode(False), torch._C._PreserveDispatchKeyGuard(), torch.no_grad():
+        torch._C._dispatch_tls_set_dispatch_key_excluded(torch._C.DispatchKey.ADInplaceOrView, False)
         yield
 
 

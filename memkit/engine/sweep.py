@@ -2,8 +2,9 @@
 
 What autograd keeps and adds up between the products of a block costs about as much as the products. Here these are
 done by hand, and memories and objectives stay as they are written (`between`). It is the same form: `dual` says what
-it means, and is what runs where gradients of gradients are asked for, where torch compiles, and for rules whose
-blocks do more (windows, effective weights, gradient points of their own, limits, gates per channel).
+it means, and is what runs where gradients of gradients are asked for, where torch exports, and for rules whose blocks
+do more (windows, effective weights, gradient points of their own, limits, gates per channel). Where torch compiles the
+caller's model, the node is one of that graph (`operator`).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from memkit.layout import Block
 from memkit.rule import Rule, Tokens, at_weights, identity
 from memkit.state import emptied, map_tensors, tensors, with_tensors
 
-UNROLLED = 4
-"""Blocks of a run that torch's compiler gets one by one, as it makes more of so few; more of them are an operator."""
+UNROLLED = 8
+"""Blocks of a run that torch's compiler gets one by one: it makes faster programs of them, but later and later."""
 
 
 def is_plain(rule: Rule) -> bool:
@@ -39,7 +40,7 @@ def is_plain(rule: Rule) -> bool:
 
 
 def sweeps(rule: Rule) -> bool:
-    """Whether the dual form of a rule is swept: it is plain, and torch is not compiling, which fuses by itself."""
+    """Whether the dual form of a rule is swept: it is plain, and torch is not exporting, to where memkit is not."""
     return is_plain(rule) and not torch.compiler.is_exporting()
 
 
