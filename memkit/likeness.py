@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from functools import partial
 from types import CellType, FunctionType
 from typing import Any
@@ -61,7 +61,8 @@ def _parts(value: Any) -> list[Any] | None:
         return [value.__code__, value.__globals__, value.__defaults__, names, *value.__closure__]
     if kind is CellType:
         return [kind, *_held(value)]
-    if is_dataclass(value) and not isinstance(value, type) and kind.__dataclass_params__.frozen:
+    made = vars(kind).get("__dataclass_params__")  # not of a class above it, which knows nothing of this one
+    if made is not None and made.frozen:
         return [kind, *(getattr(value, field.name) for field in fields(value) if field.compare)]
     return None
 

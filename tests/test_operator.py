@@ -104,7 +104,7 @@ def test_layers_of_different_kinds() -> None:
     def run() -> Tensor:
         return torch.stack([case.memorize(form="dual")[0].square().sum() for case in layers])
 
-    found = [(y := prepared(run)(), *torch.autograd.grad(y.sum(), leaves)) for prepared in (compiled, as_written)]
+    found = [[y := prepared(run)(), *torch.autograd.grad(y.sum(), leaves)] for prepared in (compiled, as_written)]
     assert_near(*found)
 
 

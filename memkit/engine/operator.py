@@ -140,7 +140,8 @@ def _slopes(ctx: Any, arriving: list[Tensor]) -> tuple[list[Tensor | None], None
     flat, left = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
     arriving = arriving[: len(tensors(program.found))]
     if torch.is_grad_enabled() or batched(arriving):
-        found = back_through(*with_tensors((program.run, program.given), flat), arriving)
+        run, given = with_tensors((program.run, program.given), flat)
+        found = back_through(run, given, arriving)
     else:
         found = torch.ops.memkit.sweep_back(list(flat), list(left), arriving, ctx.key)
     return [*[None] * (ctx.count - len(found)), *found], None, None
@@ -181,13 +182,17 @@ def _something(x: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if x is None else x
 
 
+def _nothing(x: Tensor | None) -> Tensor | None:
+    return None if x is None or x.dim() == 1 else x
+
+
 def _kept(run: Run, given: Given, left: tuple[Kept, ...]) -> tuple[Kept, ...]:
     """The other way about: with where blocks began, and without what fills places."""
     found, anchor = [], given.anchor
     for begins, block in zip(run.begins, left, strict=True):
         carry = block.carry or given.carry
         anchor = begun(run.rule, begins, carry, anchor, given.tokens)
-        backs = {name: x for name, x in block.backs.items() if x.dim() > 1}
-        asked = {name: x if x.found.dim() > 1 else x._replace(found=None) for name, x in block.asked.items()}
+        backs = {name: x for name, x in block.backs.items() if _nothing(x) is not None}
+        asked = {name: Asked(x.scores, _nothing(x.found)) for name, x in block.asked.items()}
         found.append(block._replace(carry=carry, anchor=anchor, backs=backs, asked=asked))
     return tuple(found)
