@@ -24,8 +24,8 @@ HALF = torch.tensor([[True, False] * 4, [False] * 3 + [True] * 5, [True] * 8])
 
 @pytest.fixture(autouse=True)
 def operators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything that may be an operator is one, and nothing is compiled before a test, nor kept after it."""
-    monkeypatch.setattr(sweep, "UNROLLED", 0)
+    """Sweeps are operators, as where blocks are compiled; nothing is compiled before a test, nor kept after it."""
+    monkeypatch.setattr(sweep, "as_operator", lambda: True)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield
@@ -172,16 +172,25 @@ def test_the_graph_is_as_long_for_more_blocks() -> None:
     assert operations(2) == operations(9)
 
 
-def test_few_blocks_are_unrolled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "UNROLLED", 2)
+def test_without_compiled_blocks_they_are_unrolled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The setting counts that holds when the graph is called."""
+    monkeypatch.undo()
+    graphs: list[Any] = []
 
-    def operators(blocks: int) -> int:
-        case = Case(RULES["matrix"], tokens=4 * blocks)
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
-            (graph,) = programs(lambda kept: torch.compile(case.memorize, fullgraph=True, backend=kept)(form="dual"))
-        return len([node for node in graph.graph.nodes if "memkit.sweep" in str(node.target)])
+    def kept(program: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(program)
+        return program.forward
 
-    assert (operators(2), operators(3)) == (0, 1)
+    def operators(memorize: Any) -> int:
+        memorize(form="dual")
+        return len([node for node in graphs[-1].graph.nodes if "memkit.sweep" in str(node.target)])
+
+    case = Case(RULES["matrix"], tokens=8)
+    memorize = torch.compile(case.memorize, fullgraph=True, backend=kept)
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        assert operators(memorize) == 0
+        with memkit.compile_blocks(backend="eager"):
+            assert operators(memorize) == 1
 
 
 def test_layers_of_one_kind_share_their_graph() -> None:

@@ -29,8 +29,8 @@ class compile_blocks:
     The first call of every shape compiles for some seconds; after it training and long forward passes are
     faster, and compute the same. It is for what is swept: the form "dual" of rules with gradients at the weights as
     they are and gates per head, in calls of several blocks. Everything else runs as it is. In a model that
-    `torch.compile` compiles it is for the operator that stands for more than 8 blocks, which torch's compiler does not
-    look into. On a CPU torch needs a C++ compiler.
+    `torch.compile` compiles the blocks of a call become one operator instead of a part each of the model's graph, which
+    is compiled the sooner the longer the text is. On a CPU torch needs a C++ compiler.
 
     It is one setting for the process, all threads included. A block is compiled for every number of rows, and after
     256 programs runs as it is written.
@@ -64,6 +64,11 @@ class compile_blocks:
 def as_written(program: Callable[..., Any]) -> Callable[..., Any]:
     """The program itself."""
     return program
+
+
+def enabled() -> bool:
+    """Whether torch compiles blocks now."""
+    return _backend is not None
 
 
 def preparing() -> Prepare:

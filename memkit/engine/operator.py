@@ -27,6 +27,10 @@ from memkit.likeness import Kind
 from memkit.rule import Tokens
 from memkit.state import Tree, map_tensors, tensors, with_tensors
 
+POSSIBLE = hasattr(torch._C, "_PreserveDispatchKeyGuard") and hasattr(
+    torch._C, "_dispatch_tls_set_dispatch_key_excluded"
+)
+"""Whether this torch has what gradients inside of an operator take."""
 _NUMBERS = torch.empty(0)
 """What stands for a tensor in a tree that has none."""
 _WRITTEN = sha256(Path(__file__).read_bytes()).hexdigest()[:8]

@@ -17,19 +17,16 @@ from torch import Tensor
 
 from memkit.engine import coefficients
 from memkit.engine.block import for_queries, stacked, unstacked
-from memkit.engine.compiled import as_written, preparing
+from memkit.engine.compiled import as_written, enabled, preparing
 from memkit.engine.dual import lowered, runs
 from memkit.engine.memory_state import Rows, cut
-from memkit.engine.operator import run_as_operator
+from memkit.engine.operator import POSSIBLE, run_as_operator
 from memkit.engine.sweep_back import back_through, backward
-from memkit.engine.sweep_forward import Found, Given, Kept, Run, forward, plain, writes
+from memkit.engine.sweep_forward import Found, Given, Kept, Run, forward, writes
 from memkit.engine.tape import batched, graph_wanted, outside_autocast
 from memkit.layout import Block
 from memkit.rule import Rule, Tokens, at_weights, identity
 from memkit.state import emptied, map_tensors, tensors, with_tensors
-
-UNROLLED = 8
-"""Blocks of a run that torch's compiler gets one by one: it makes faster programs of them, but later and later."""
 
 
 def is_plain(rule: Rule) -> bool:
@@ -40,8 +37,17 @@ def is_plain(rule: Rule) -> bool:
 
 
 def sweeps(rule: Rule) -> bool:
-    """Whether the dual form of a rule is swept: it is plain, and torch is not exporting, to where memkit is not."""
-    return is_plain(rule) and not torch.compiler.is_exporting()
+    """Whether the dual form of a rule is swept: it is plain, and torch is not compiling, or only blocks of it.
+
+    What torch exports runs where memkit is not.
+    """
+    alone = not torch.compiler.is_compiling() or (as_operator() and not torch.compiler.is_exporting())
+    return is_plain(rule) and alone
+
+
+def as_operator() -> bool:
+    """Whether a sweep is one operator of a graph that torch is making."""
+    return enabled() and POSSIBLE
 
 
 def compiles_blocks(rule: Rule) -> bool:
@@ -81,7 +87,7 @@ def sweep(
 
 def _swept(run: Run, given: Given) -> Found:
     if torch.compiler.is_compiling():
-        return run_as_operator(run, given) if len(run.begins) > UNROLLED else plain(run, given)
+        return run_as_operator(run, given)
     if not graph_wanted(given):
         return forward(run, map_tensors(Tensor.detach, given), None)
     results: list[Found] = []
