@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import memkit
-from ablations.bench import core, decode, length, models, rounds, rules, run_benchmark, stream, systems
+from ablations.bench import compiling, core, decode, length, models, rounds, rules, run_benchmark, stream, systems
 from ablations.bench.base import Trouble
 from ablations.bench.memory import growth
 from ablations.bench.timing import Spread, Times, take_turns
@@ -100,6 +100,16 @@ def test_rounds_come_closer(monkeypatch: pytest.MonkeyPatch) -> None:
             ("forward and backward, token by token (dual)", "forward and backward, to 1e-05"),
         )
     ]
+
+
+def test_what_is_compiled_is_timed_beside_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = compiling.Sizes(dim=8, heads=1, mini_batch=2, tokens=(6,), rounds=2, backend="eager")
+    monkeypatch.setattr(compiling, "SIZES", sizes)
+    monkeypatch.setattr(compiling, "WAYS", {name: compiling.WAYS[name] for name in (compiling.GRAPH,)})
+    found = run_benchmark("compile", lambda *_: None)
+    assert [row[:2] for row in found.rows] == [("6", compiling.GRAPH)]
+    (one,) = found.data.values()
+    assert one["first"] > 0 and len(one["shares"]) == 2 and all(share > 0 for share in one["shares"])
 
 
 def test_an_unknown_benchmark_is_a_mistake_in_words(capsys: pytest.CaptureFixture[str]) -> None:
