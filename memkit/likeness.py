@@ -35,7 +35,8 @@ def likeness(value: object) -> Hashable:
     """Something that is equal for values that do the same.
 
     Frozen dataclasses are their fields, those left out of comparisons excepted; partial functions and closures are
-    their code and what they hold. Everything else that may change, or that nobody can look into, is like itself only.
+    their code and what they hold now. Everything else that may change, or that nobody can look into, is like itself
+    only.
     """
     return _likeness(value, ())
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import memkit
+from memkit.engine import sweep
 from memkit.mixers.specs import mixer_config
 from memkit.state import tensors
 
@@ -45,6 +46,14 @@ def mixer(name: str) -> Any:
 
 def compiled(function: Any) -> Any:
     return torch.compile(function, fullgraph=True, backend="aot_eager")
+
+
+@pytest.mark.parametrize("name", ["neural_memory", "mac", "mal", "tnt"])
+def test_training_with_blocks_as_an_operator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where blocks are compiled: the graph has the operator and no tape."""
+    monkeypatch.setattr(sweep, "as_operator", lambda: True)
+    with torch._dynamo.config.patch(trace_autograd_ops=name == "tnt"):  # whose global memory writes once a chunk
+        test_training_over_two_mini_batches(name)
 
 
 @every_mixer

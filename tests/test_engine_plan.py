@@ -130,3 +130,23 @@ def test_no_warning_for_rules_that_run_in_parallel(rule: Rule, monkeypatch: pyte
 def test_no_warning_for_a_form_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "_warned", set())
     Case(SEEN_ONCE, tokens=1025, batch=1).memorize(form="dual")
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        (memkit.build("rule", "moneta"), "its effective weights are others than it keeps"),
+        (memkit.build("rule", "omega"), "each write uses 8 gradients"),
+        (titans(surprise_limit=1.0), "it has a surprise_limit"),
+        (replace(titans(), point=at_decayed), "its gradients are taken at a point of its own"),
+    ],
+)
+def test_what_cannot_be_swept_says_why(rule: Rule, why: str) -> None:
+    assert f"compile_blocks() and products= are not for it: {why}." in memkit.explain(rule)
+    with pytest.raises(ValueError, match=f"products=torch.bfloat16 is not for rule '{rule.name}': {why}. Leave it out"):
+        Case(rule).memorize(products=torch.bfloat16)
+
+
+def test_what_is_swept_is_compiled_and_may_multiply_in_bfloat16() -> None:
+    assert "compile_blocks" not in memkit.explain(titans())
+    assert Case(titans()).memorize(products=torch.bfloat16)[0].isfinite().all()

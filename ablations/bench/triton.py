@@ -121,14 +121,12 @@ def step(
     def call(q: Tensor, k: Tensor, v: Tensor, gates: dict[str, Tensor]) -> Tensor:
         return memkit.memorize(rule, q, k, v, gates, state, form=form)[0]
 
-    called = torch.compile(call) if compiled else call
-
     def run() -> tuple[Tensor, ...]:
         for x in leaves:
             x.requires_grad_(training)
-        with torch.set_grad_enabled(training):
-            y = called(*given)
-        slopes = torch.autograd.grad(y.square().sum(), leaves) if training else ()
+        with torch.set_grad_enabled(training), memkit.compile_blocks(compiled):
+            y = call(*given)
+            slopes = torch.autograd.grad(y.square().sum(), leaves) if training else ()
         return y.detach(), *slopes
 
     return run

@@ -27,8 +27,9 @@ class compile_blocks:
     """Have torch compile the blocks of memories, from here on, or inside of a `with`.
 
     The first call of every shape compiles for some seconds; after it training and long forward passes are
-    faster, and compute the same. It is for what is swept: the form "dual" of rules with gradients at the weights as
-    they are and gates per head, in calls of several blocks. Everything else runs as it is. In a model that
+    faster, and compute the same. It is for the form "dual", in calls of several blocks, of rules with gradients at
+    the weights as they are, one for each write, gates per head and no `surprise_limit`; of others `explain` says what
+    stands in the way. Everything else runs as it is. In a model that
     `torch.compile` compiles the blocks of a call become one operator instead of a part each of the model's graph, which
     is compiled the sooner the longer the text is. On a CPU torch needs a C++ compiler.
 
@@ -66,9 +67,9 @@ def as_written(program: Callable[..., Any]) -> Callable[..., Any]:
     return program
 
 
-def enabled() -> bool:
-    """Whether torch compiles blocks now."""
-    return _backend is not None
+def backend_now() -> str | None:
+    """What compiles blocks now; None where they run as they are written."""
+    return _backend
 
 
 def preparing() -> Prepare:

@@ -19,7 +19,7 @@ from memkit.engine.recompute import in_groups
 from memkit.engine.rounds import Rounds
 from memkit.engine.run import How, run
 from memkit.engine.scan import Watch
-from memkit.engine.sweep import compiles_blocks, is_plain
+from memkit.engine.sweep import compiles_blocks
 from memkit.engine.tape import without_autocast
 from memkit.masks import blank
 from memkit.rule import Gates, Rule, Tokens, as_given, identity
@@ -73,9 +73,8 @@ def memorize(
     everything. None keeps everything.
     products: what blocks multiply in: torch.bfloat16 is faster where a machine has units for it, and rounds keys,
     values, weights and errors as they enter a product. Coefficients, and what is carried from block to block and
-    returned as the state, stay as they are. None multiplies in float32 or better. For rules that take the form "dual"
-    with blocks of the plainest kind: gradients at the weights as they are, and gates per head. A call of one token,
-    which has no block to multiply, is not rounded.
+    returned as the state, stay as they are. None multiplies in float32 or better. For what `compile_blocks` serves; a
+    call of one token, which has no block to multiply, is not rounded.
     Returns y `[B, T, H, V]` in v's dtype, 0 at masked tokens, and the state after the last token, in float32 or
     better. Gradients flow to q, k, v, gates and the state. Raises `ValueError` for what does not fit.
     """
@@ -105,11 +104,9 @@ def check_products(rule: Rule, form: str, products: torch.dtype) -> None:
         raise ValueError(f"products is a floating-point dtype of 16 bits or more, as torch.bfloat16; got {products!r}.")
     require_rule(rule)
     taken = plan.choose(rule, form, 0)
-    if taken != "dual" or not is_plain(rule):
-        raise ValueError(
-            f"products={products} is for the form 'dual' of rules that take gradients at the weights as they are, with "
-            f"gates per head, no window and no limit; rule {rule.name!r} in the form {taken!r} is none. Leave it out."
-        )
+    obstacles = plan.not_swept(rule) if taken == "dual" else [f"it takes the form {taken!r}, and not 'dual'"]
+    if obstacles:
+        raise ValueError(f"products={products} is not for rule {rule.name!r}: {'; '.join(obstacles)}. Leave it out.")
 
 
 def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:

@@ -96,6 +96,8 @@ class Round:
     """Rounds over one block, all whose tensors are plain numbers."""
 
     def __init__(self, rule: Rule, start: Start, wired: Wiring) -> None:
+        if (wired.solved is None) != (start.affine is None):
+            raise RuntimeError("errors are solved for where it is known how they depend on what the memory says.")
         self.rule, self.start, self.wired = rule, start, wired
         self.unknown = tuple(name for name in start.carry if name != wired.solved)
         self._shapes = rule.memory.shapes(start.tokens.k.shape[-1], start.tokens.v.shape[-1])
@@ -106,7 +108,7 @@ class Round:
         return {name: found.errors[name] for name in self.unknown}
 
     def __call__(self, old: Weights) -> RoundResult:
-        """One round after one that found the errors `old` of the unknown; empty: none, so that no write is seen."""
+        """One round after one that found the errors `old` of the unknown; empty: none, whose writes nobody sees."""
         seen, limit = self.start.seen, self.rule.surprise_limit
         asked: dict[str, Asked] = {}
         asked_back: dict[str, Asked] = {}
@@ -119,8 +121,8 @@ class Round:
                 r = solved[name] = self.start.affine.solved(hears, at_carry)
             if r is None:
                 return at_carry
-            again = name not in self.wired.behind  # what every round needs is kept
-            return at_carry.baddbmm(hears, r) if again else at_carry.baddbmm_(hears, r)
+            known = name in self._known  # for the rounds to come, and not changed in place
+            return at_carry.baddbmm(hears, r) if known else at_carry.baddbmm_(hears, r)
 
         def back(name: str, x: Tensor, error: Tensor) -> Tensor | None:
             if name not in self.wired.behind:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from memkit.engine.adjoint import Asked
 from memkit.engine.coefficients import Coefficients, Effect
-from memkit.engine.compiled import as_written, preparing
+from memkit.engine.compiled import as_written, backend_now, compiler_of
 from memkit.engine.sweep_back import back_through, backward
 from memkit.engine.sweep_forward import Found, Given, Kept, Run, begun, forward, writes
 from memkit.engine.tape import batched, graph_wanted, without_autocast
@@ -33,8 +33,8 @@ POSSIBLE = hasattr(torch._C, "_PreserveDispatchKeyGuard") and hasattr(
 """Whether this torch has what gradients inside of an operator take."""
 _NUMBERS = torch.empty(0)
 """What stands for a tensor in a tree that has none."""
-_WRITTEN = sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-"""torch keeps graphs on disk, by their text: this says in which order their operator returns tensors."""
+_WRITTEN = sha256(b"".join(x.read_bytes() for x in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()[:8]
+"""torch keeps graphs on disk, by their text: this stands for the engine that says in which order tensors are."""
 
 
 class _Program(NamedTuple):
@@ -47,11 +47,10 @@ class _Program(NamedTuple):
 
     def filled(self, flat: list[Tensor]) -> tuple[Run, Given]:
         """The run, and what it is given, of these tensors."""
-        run, given = with_tensors((self.run, self.given), map(_ordinary, flat))
-        return run._replace(prepared=preparing() if len(run.begins) > 1 else as_written), given
+        return with_tensors((self.run, self.given), map(_ordinary, flat))
 
 
-_programs: dict[str, _Program] = {}
+_programs: dict[str, _Program] = {}  # for as long as the process lives, as are the graphs that name them
 _keys: dict[tuple[Any, ...], str] = {}
 
 
@@ -59,7 +58,7 @@ def run_as_operator(run: Run, given: Given) -> Found:
     """`forward`, with its gradients, as one node of the graph that torch is tracing."""
     begins = tuple(None if isinstance(x, Tensor) else x for x in run.begins)
     names = [tuple(x) for x in (given.tokens.gates, given.carry, given.anchor, given.constants)]
-    key = _key(run.rule.kind, begins, *names)
+    key = _key(run.rule.kind, begins, backend_now(), *names)
     flat = torch.ops.memkit.sweep(tensors((run.begins, given)), key, graph_wanted(given))
     anchored = given.carry if any(x is not False for x in begins) else given.anchor
     found = with_tensors(Found(given.tokens.v, given.carry, dict.fromkeys(anchored, given.tokens.v)), flat)
@@ -69,14 +68,19 @@ def run_as_operator(run: Run, given: Given) -> Found:
     return found._replace(carry=carry, anchor=anchor)
 
 
-def _key(kind: Kind, begins: tuple[bool | None, ...], *names: tuple[str, ...]) -> str:
-    """The text that stands for all this from now on; in the next process too, if that asks in the same order."""
-    asked = (kind, begins, *names)
+def _key(kind: Kind, begins: tuple[bool | None, ...], backend: str | None, *names: tuple[str, ...]) -> str:
+    """The text that stands for all this from now on.
+
+    A graph that the next process finds on disk asks that process's tables. So equal texts may stand for other rules,
+    but not for other places and shapes, which the engine and the memory decide.
+    """
+    asked = (kind, begins, backend, *names)
     if asked not in _keys:
         gates, carry, anchor, constants = (dict.fromkeys(x, _NUMBERS) for x in names)
         own = Coefficients(Effect(_NUMBERS, _NUMBERS), None, _NUMBERS, _NUMBERS)
         given = Given(Tokens(_NUMBERS, _NUMBERS, _NUMBERS, gates), own, carry, anchor, constants)
-        run = Run(kind.one, tuple(_NUMBERS if x is None else x for x in begins))
+        prepared = as_written if backend is None or len(begins) == 1 else compiler_of(backend)
+        run = Run(kind.one, tuple(_NUMBERS if x is None else x for x in begins), prepared)
         found = Found(_NUMBERS, carry, anchor if all(x is False for x in begins) else carry)
         later = Kept(carry, {}, carry, carry, carry, dict.fromkeys(carry, Asked(_NUMBERS, _NUMBERS)))
         left = (later._replace(carry={}), *[later] * (len(begins) - 1))
@@ -108,7 +112,7 @@ def _(flat: list[Tensor], key: str, keep: bool) -> list[Tensor]:
         tokens, own = map_tensors(lambda x: x[:, :1], (given.tokens, given.own))
         begins = any(x is not False for x in run.begins)
         kept: list[Kept] = []
-        given, lone = given._replace(tokens=tokens, own=own), run._replace(begins=(begins,))
+        given, lone = given._replace(tokens=tokens, own=own), run._replace(begins=(begins,), prepared=as_written)
         found = forward(lone, given, kept if keep else None)
         found = found._replace(y=found.y.expand(-1, len(run.begins), -1, -1))
         return [x.new_empty(x.shape) for x in tensors((found, _left(kept * len(run.begins))))]

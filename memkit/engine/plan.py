@@ -81,6 +81,19 @@ def _not_iterable(rule: Rule) -> list[str]:
     return found + ([] if rule.sees_weights else ["its gradient does not see the weights"])
 
 
+def not_swept(rule: Rule) -> list[str]:
+    """What keeps blocks of the form "dual" from being swept: then none is compiled, and `products` is refused."""
+    found = [] if rule.point is at_weights else ["its gradients are taken at a point of its own"]
+    if rule.effective is not identity:
+        found.append("its effective weights are others than it keeps")
+    if rule.window > 1:
+        found.append(f"each write uses {rule.window} gradients")
+    channels = [gate.name for gate in rule.weight_gates if gate.per not in ("head", "pair")]
+    if channels:
+        found.append(f"its gates {channels} are per channel")
+    return found if rule.surprise_limit is None else [*found, "it has a surprise_limit"]
+
+
 def _not_a_write(rule: Rule) -> list[str]:
     found = [] if rule.update_every > 1 else ["it writes at every token"]
     if rule.point is not at_weights:
@@ -222,14 +235,16 @@ def _why_one_by_one(rule: Rule) -> str:
 
 
 def _why_dual(rule: Rule) -> str:
-    if not rule.sees_weights:
-        return "dual: its gradient does not see the weights, so blocks of any size run at once."
-    if rule.mini_batch == 1:
+    if rule.sees_weights and rule.mini_batch == 1:
         return _why_one_by_one(rule)
-    return (
-        f"dual: every mini-batch of {rule.mini_batch} tokens runs at once, because its gradients see the same "
-        "weights. A larger mini_batch is faster, and another rule."
-    )
+    text = "dual: its gradient does not see the weights, so blocks of any size run at once."
+    if rule.sees_weights:
+        text = (
+            f"dual: every mini-batch of {rule.mini_batch} tokens runs at once, because its gradients see the same "
+            "weights. A larger mini_batch is faster, and another rule."
+        )
+    obstacles = not_swept(rule)
+    return f"{text} compile_blocks() and products= are not for it: {'; '.join(obstacles)}." if obstacles else text
 
 
 def _why_solve(rule: Rule) -> str:

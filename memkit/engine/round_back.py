@@ -96,7 +96,7 @@ class RoundBack:
         arrived = None if back is None else sums.of(back)
         if arrived is not None:
             read = self._back[name]
-            of_written = of_errors if read.a is read.x else of_old
+            of_written = of_errors if self.rule.surprise_limit is None else of_old
             add(of_errors, name, ask_back(name, read, arrived, self.of_point, of_written, of_inputs))
         slope = of_errors.get(name)
         if slope is None:

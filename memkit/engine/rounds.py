@@ -20,12 +20,14 @@ from memkit.engine.tape import Tape, squared_surprise
 from memkit.rule import Rule
 
 PATIENCE = 2
-"""Rounds in a row that may come no closer before a block is given up."""
+"""Rounds in a row that come no closer, after which a block is given up."""
+ROUNDING = 64
+"""Moves of so many roundings are none, whatever the tolerance."""
 
 
 class Rounds(NamedTuple):
     """When to stop: after `most` rounds, unlooked; or, where that is None, when what the weights say is foreseen to be
-    `tolerance` of a row's largest number from settled (None: what rounding leaves undecided)."""
+    `tolerance` of a row's largest number in the first round from settled (None: what rounding leaves undecided)."""
 
     most: int | None = None
     tolerance: float | None = None
@@ -68,7 +70,7 @@ def settle(how: Settling, start: Start) -> Settled | None:
     rule, tokens, rounds = how.rule, start.tokens, how.rounds
     go = Round(rule, start, how.wired)
     if rounds.most is None:
-        # What a round's errors write is one round ahead of what its linears say, which is where gradients are taken.
+        # Gradients are taken at what the linears say, which lags what the errors write by a round.
         ahead = 1 if how.graph else 2
         found = _settled(go, how.points(start) - 1, rounds.within(tokens.k.dtype), ahead=ahead)
         if found is None:
@@ -76,7 +78,7 @@ def settle(how: Settling, start: Start) -> Settled | None:
         begun = ((found.kept, go.old(found)),)
     else:
         found, begun = _fixed(go, rounds.most)
-    loss, squared = tokens.v[..., 0], found.squared_surprise
+    loss, squared = torch.full_like(tokens.v[..., 0], torch.nan), found.squared_surprise
     if how.watched:
         loss = rule.objective.loss(found.prediction, tokens.v, tokens.gates)
         squared = squared_surprise(found.inputs, found.errors) if squared is None else squared
@@ -109,8 +111,7 @@ def _settled(go: Round, exact: int, tolerance: float, *, ahead: int) -> RoundRes
         furthest, foreseen = _foresee(moved, last, ahead)
         if not furthest < math.inf:
             return None
-        rounding = 64 * torch.finfo(moved.dtype).eps
-        if furthest <= rounding or foreseen <= tolerance or n == exact:
+        if furthest <= ROUNDING * torch.finfo(moved.dtype).eps or foreseen <= tolerance or n == exact:
             break
         waited = 0 if furthest < closest else waited + 1
         if waited >= PATIENCE:

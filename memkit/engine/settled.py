@@ -106,7 +106,7 @@ class _Block(torch.autograd.Function):
         ctx.save_for_backward(*flat, *tensors(left))
         ctx.set_materialize_grads(False)
         results.append(ctx.like_found)
-        if not any(x.requires_grad for x in flat[1:]):  # but queries: what is written has no history
+        if not any(x.requires_grad for x in flat[1:]):  # but queries, the first: what is written has no history
             ctx.mark_non_differentiable(*tensors(found)[1:])
         return tuple(tensors(found))
 
@@ -118,7 +118,7 @@ class _Block(torch.autograd.Function):
         plain = map(Tensor.detach, saved)
         given, left = with_tensors(ctx.like, plain), with_tensors(ctx.like_left, plain)
         found = _back(ctx.how, given, left, _arriving(ctx.like_found, arriving))
-        flat = (torch.zeros_like(x) if g is None else g for x, g in zip(saved, found, strict=False))
+        flat = (torch.zeros_like(x) if g is None else g for x, g in zip(tensors(given), found, strict=True))
         return None, None, None, None, None, *flat
 
 
@@ -176,7 +176,10 @@ def _rounds_back(how: Settling, given: Given, left: _Left, leaves: Leaves, to: S
 
 
 def _settle_back(back: RoundBack, of_inputs: Weights, of_errors: Weights, most: int, tolerance: float) -> None:
-    """Pull l, then J^T l, and so on, until what is left is within the tolerance: those to come are smaller still."""
+    """Pull l, then J^T l, and so on, until what is left is within the tolerance.
+
+    Those to come are smaller still, as rounds have settled; and a row that is no number costs all rounds.
+    """
     total = {name: x.clone() for name, x in of_errors.items()}  # a pull adds to what it is given
     for _ in range(most):
         of_inputs, of_errors = {}, back.pull(of_inputs, of_errors)
@@ -188,5 +191,5 @@ def _settle_back(back: RoundBack, of_inputs: Weights, of_errors: Weights, most: 
             continue
         names = list(of_errors)
         moved = relative([of_errors[name].abs() for name in names], row_scales([total[name] for name in names]))
-        if largest(moved) <= tolerance:  # not so where one is no number, beside rows that are
+        if largest(moved) <= tolerance:
             break

@@ -17,37 +17,31 @@ from torch import Tensor
 
 from memkit.engine import coefficients
 from memkit.engine.block import for_queries, stacked, unstacked
-from memkit.engine.compiled import as_written, enabled, preparing
+from memkit.engine.compiled import as_written, backend_now, preparing
 from memkit.engine.dual import lowered, runs
 from memkit.engine.memory_state import Rows, cut
 from memkit.engine.operator import POSSIBLE, run_as_operator
+from memkit.engine.plan import not_swept
 from memkit.engine.sweep_back import back_through, backward
 from memkit.engine.sweep_forward import Found, Given, Kept, Run, forward, writes
 from memkit.engine.tape import batched, graph_wanted, outside_autocast
 from memkit.layout import Block
-from memkit.rule import Rule, Tokens, at_weights, identity
+from memkit.rule import Rule, Tokens
 from memkit.state import emptied, map_tensors, tensors, with_tensors
 
 
-def is_plain(rule: Rule) -> bool:
-    """Whether the blocks of a rule do no more than the sweep knows."""
-    plainly = rule.point is at_weights and rule.effective is identity and rule.window == 1
-    per_head = all(gate.per in ("head", "pair") for gate in rule.weight_gates)
-    return plainly and per_head and rule.surprise_limit is None
-
-
 def sweeps(rule: Rule) -> bool:
-    """Whether the dual form of a rule is swept: it is plain, and torch is not compiling, or only blocks of it.
+    """Whether the dual form of a rule is swept: nothing stands in the way, and torch does not compile, or only blocks.
 
     What torch exports runs where memkit is not.
     """
     alone = not torch.compiler.is_compiling() or (as_operator() and not torch.compiler.is_exporting())
-    return is_plain(rule) and alone
+    return alone and not not_swept(rule)
 
 
 def as_operator() -> bool:
     """Whether a sweep is one operator of a graph that torch is making."""
-    return enabled() and POSSIBLE
+    return backend_now() is not None and POSSIBLE
 
 
 def compiles_blocks(rule: Rule) -> bool:
