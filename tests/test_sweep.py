@@ -138,9 +138,9 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("rule", "options", "message"),
     [
-        (titans(mini_batch=1), {}, "in the form 'iterate' is none"),
-        (titans(), {"form": "scan"}, "in the form 'scan' is none"),
-        (titans(surprise_limit=1.0), {}, "no limit"),
+        (titans(mini_batch=1), {}, "it takes the form 'iterate', and not 'dual'"),
+        (titans(), {"form": "scan"}, "it takes the form 'scan', and not 'dual'"),
+        (titans(surprise_limit=1.0), {}, "it has a surprise_limit"),
         (titans(), {"products": "bfloat16"}, "floating-point dtype.*'bfloat16'"),
         (titans(), {"products": torch.float8_e4m3fn}, "16 bits or more"),
         (titans(), {"form": "duel"}, "unknown form 'duel'"),
@@ -165,7 +165,7 @@ def test_a_layer_multiplies_in_bfloat16() -> None:
     assert 1e-5 < max(distances) < 0.1
     for options, message in (
         ({"products": "bf16"}, "'products' = 'bf16' does not fit"),
-        ({"products": "bfloat16", "rule": titans(mini_batch=1)}, "in the form 'iterate' is none"),
+        ({"products": "bfloat16", "rule": titans(mini_batch=1)}, "it takes the form 'iterate', and not 'dual'"),
     ):
         with pytest.raises(ValueError, match=message):
             memkit.build("mixer", "neural_memory", **{"dim": 8, "heads": 2} | options)
