@@ -1,6 +1,6 @@
 #!/bin/sh
 # Measure every row of the benchmark page on this machine, which should have nothing else to do, and write
-# FOLDER/bench.html. About 50 minutes on two cores; the minutes of each part stand beside it.
+# FOLDER/bench.html. About 35 minutes on two cores; the minutes of each part stand beside it.
 #
 #     benchmarks/page.sh [FOLDER]
 #
