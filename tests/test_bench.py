@@ -116,7 +116,7 @@ def test_an_unknown_benchmark_is_a_mistake_in_words(capsys: pytest.CaptureFixtur
     assert main(["bench", "rulse"]) == 2
     assert "Did you mean 'rules'?" in capsys.readouterr().err
     assert main(["bench", "pages"]) == 2
-    assert "Did you mean 'page'? Known: all, core," in capsys.readouterr().err
+    assert "Did you mean 'page'? Known: all, compile, core," in capsys.readouterr().err
 
 
 def test_length_measures_time_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
