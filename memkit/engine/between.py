@@ -91,6 +91,20 @@ def write_pass(
     return Writing(run, errors, backs)
 
 
+def written_again(
+    rule: Rule, here: Tokens, constants: dict[str, Tensor], outputs: dict[str, Tensor], backs: dict[str, Tensor]
+) -> Writing:
+    """The same pass as a graph over `here` and `constants`, from what its products found the first time."""
+
+    def forth(name: str, x: Tensor) -> Tensor:
+        return outputs[name]
+
+    def back(name: str, x: Tensor, error: Tensor) -> Tensor | None:
+        return backs.get(name)
+
+    return write_pass(rule, here, constants, outputs, forth, back, graph=True)
+
+
 class Sums:
     """Slopes of tensors that autograd begins at, added up as they arrive."""
 
@@ -119,3 +133,9 @@ class Sums:
     def of(self, leaf: Tensor) -> Tensor | None:
         """What arrived at a leaf; None where nothing did."""
         return self._found.get(id(leaf))
+
+
+def arrived_at(leaf: Tensor, sums: Iterable[Sums]) -> Tensor | None:
+    """What arrived at a leaf in all of these together; None where nothing did."""
+    some = [x for x in (each.of(leaf) for each in sums) if x is not None]
+    return sum(some[1:], some[0]) if some else None

@@ -29,9 +29,9 @@ class compile_blocks:
     The first call of every shape compiles for some seconds; after it training and long forward passes are
     faster, and compute the same. It is for the form "dual", in calls of several blocks, of rules with gradients at
     the weights as they are, one for each write, gates per head and no `surprise_limit`; of others `explain` says what
-    stands in the way. Everything else runs as it is. In a model that
-    `torch.compile` compiles the blocks of a call become one operator instead of a part each of the model's graph, which
-    is compiled the sooner the longer the text is. On a CPU torch needs a C++ compiler.
+    stands in the way. Everything else runs as it is. In a model that `torch.compile` compiles, neighbouring blocks of
+    one length become one operator instead of a part each of the model's graph, which compiles the sooner for it the
+    longer the text is. On a CPU torch needs a C++ compiler.
 
     It is one setting for the process, all threads included. A block is compiled for every number of rows, and after
     256 programs runs as it is written.

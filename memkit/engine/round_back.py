@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.adjoint import Read, add, ask_back, carry_back
-from memkit.engine.between import Sums, write_pass
+from memkit.engine.between import Sums, written_again
 from memkit.engine.memory_state import Weights
 from memkit.engine.one_round import Kept, Start, Wiring
 from memkit.engine.tape import limited, squared_surprise
@@ -33,15 +33,7 @@ class RoundBack:
     ) -> None:
         self.rule, self.start, self.wired, self.of_point = rule, start, wired, of_point
         here, constants = leaves
-        self.writing = write_pass(
-            rule,
-            here,
-            constants,
-            start.carry,
-            lambda name, x: kept.outputs[name],
-            lambda name, *_: kept.backs.get(name),
-            graph=True,
-        )
+        self.writing = written_again(rule, here, constants, kept.outputs, kept.backs)
         inputs: Weights = map_tensors(Tensor.detach, self.writing.forward.inputs)
         errors: Weights = map_tensors(Tensor.detach, self.writing.errors)
         heard = heard if wired.solved is None else {**heard, wired.solved: errors[wired.solved]}

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.engine.adjoint import Asked, Slopes, add, ask, fold_back
+from memkit.engine.adjoint import Asked, Slopes, add, fold_back
+from memkit.engine.between import arrived_at
 from memkit.engine.coefficients import Coefficients, Effect
 from memkit.engine.dual import after
 from memkit.engine.memory_state import Weights
@@ -22,6 +23,7 @@ from memkit.engine.round_back import Leaves, RoundBack
 from memkit.engine.rounds import Settled, Settling, largest, relative, row_scales
 from memkit.engine.solve import Affine
 from memkit.engine.sweep_back import read_back
+from memkit.engine.sweep_forward import answered
 from memkit.engine.tape import Tape, batched, outside_autocast
 from memkit.once import differentiable_once
 from memkit.rule import Tokens
@@ -92,14 +94,10 @@ class _Block(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """Read and fold; `results` receives the tree whose tensors are returned."""
         given: Given = with_tensors(like, [x.detach() for x in flat])
-        tape, answers, asked = settled.tape, {}, {}
-
-        def answer(name: str, x: Tensor) -> Tensor:
-            carry, a, r = given.carry[name], tape.inputs[name], tape.errors[name]
-            answers[name], asked[name] = ask(given.own.weight, x, carry, a, r)
-            return answers[name]
-
-        y = how.rule.memory.forward(answer, given.tokens.q, given.constants)
+        tape, effect = settled.tape, given.own.weight
+        y, answers, asked = answered(
+            how.rule, given.tokens.q, given.constants, effect, given.carry, tape.inputs, tape.errors
+        )
         left = _Left(settled.rounds, affine, tape.inputs, tape.errors, answers, asked)
         found = Found(y, after(given.carry, given.own, tape), *map_tensors(_as_new, (tape.inputs, tape.errors)))
         ctx.how, ctx.like, ctx.like_left, ctx.like_found = how, like, *emptied((left, found))
@@ -148,15 +146,10 @@ def _back(how: Settling, given: Given, left: _Left, slope: _Arriving) -> list[Te
         for name, x in arrived.items():
             add(sofar, name, x.clone())
     sums.extend(back.totals for back in _rounds_back(how, given, left, leaves, to))
-    found = [_sum([some.of(leaf) for some in sums]) for leaf in tensors(leaves)]
+    found = [arrived_at(leaf, sums) for leaf in tensors(leaves)]
     tokens, rest = found[: len(tensors(here))], found[len(tensors(here)) :]
     effects = [some.get(name) for some in (to.of_weight, to.of_last, to.of_point) for name in ("carry", "write")]
     return [*tokens, *effects, *(to.of_carry.get(name) for name in given.carry), *rest]
-
-
-def _sum(slopes: list[Tensor | None]) -> Tensor | None:
-    some = [x for x in slopes if x is not None]
-    return sum(some[1:], some[0]) if some else None
 
 
 def _rounds_back(how: Settling, given: Given, left: _Left, leaves: Leaves, to: Slopes) -> list[RoundBack]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.adjoint import Asked, Read, Slopes, add_product, ask_back, carry_back, fold_back
-from memkit.engine.between import Sums, Writing, passed, write_pass
+from memkit.engine.between import Sums, Writing, arrived_at, passed, written_again
 from memkit.engine.block import is_turned
 from memkit.engine.coefficients import Coefficients
 from memkit.engine.memory_state import Weights
@@ -61,15 +61,7 @@ def _block_back(
 ) -> _Back:
     """Back through fold, read and tape, from the slopes of y and of what follows."""
     here, constants = map_tensors(lambda x: x.detach().requires_grad_(), (here, constants))
-    writing = write_pass(
-        rule,
-        here,
-        constants,
-        kept.carry,
-        lambda name, x: kept.outputs[name],
-        lambda name, *_: kept.backs.get(name),
-        graph=True,
-    )
+    writing = written_again(rule, here, constants, kept.outputs, kept.backs)
     to = Slopes(own, *map_tensors(Tensor.detach, (writing.forward.inputs, writing.errors)))
     for name, x in kept.carry.items():
         fold_back(name, x, following[name], to)
@@ -78,8 +70,8 @@ def _block_back(
     wrote = _write_back(writing, [here.k, here.v, *here.gates.values(), *constants.values()], weights, to)
 
     def of(leaf: Tensor) -> Tensor:
-        both = [x for x in (read.of(leaf), wrote.of(leaf)) if x is not None]
-        return sum(both[1:], both[0]) if both else torch.zeros_like(leaf)
+        arrived = arrived_at(leaf, (read, wrote))
+        return torch.zeros_like(leaf) if arrived is None else arrived
 
     tokens, constants = map_tensors(of, (here, constants))
     return _Back(tokens, to.own(), constants, to.of_carry, to.of_weights)

@@ -10,7 +10,7 @@ from torch import Tensor
 from memkit.engine.adjoint import Asked, ask
 from memkit.engine.between import write_pass
 from memkit.engine.block import fold, turn_back
-from memkit.engine.coefficients import Coefficients
+from memkit.engine.coefficients import Coefficients, Effect
 from memkit.engine.compiled import Prepare, as_written
 from memkit.engine.dual import after, lowered, reader
 from memkit.engine.memory_state import Weights
@@ -131,15 +131,23 @@ def _block(
 
     writing = write_pass(rule, here, constants, carry, lambda name, x: torch.bmm(x, anchor[name]), back, graph=False)
     a, r = map_tensors(Tensor.detach, (writing.forward.inputs, writing.errors))
-    answers, asked = {}, {}
-
-    def answer(name: str, x: Tensor) -> Tensor:
-        answers[name], asked[name] = ask(own.weight, x, carry[name], a[name], r[name])
-        return answers[name]
-
-    y = rule.memory.forward(answer, here.q, constants)
+    y, answers, asked = answered(rule, here.q, constants, own.weight, carry, a, r)
     following = {name: fold(own.last_carry, own.last_write, x, a[name], r[name]) for name, x in kept.carry.items()}
     if not keep:
         return y, following, None
     outputs, backs = map_tensors(Tensor.detach, (writing.forward.outputs, writing.backs))
     return y, following, kept._replace(outputs=outputs, backs=backs, answers=answers, asked=asked)
+
+
+def answered(
+    rule: Rule, q: Tensor, constants: dict[str, Tensor], effect: Effect, carry: Weights, a: Weights, r: Weights
+) -> tuple[Tensor, Weights, dict[str, Asked]]:
+    """What queries read, and of every linear its answer and what was asked."""
+    answers: Weights = {}
+    asked: dict[str, Asked] = {}
+
+    def answer(name: str, x: Tensor) -> Tensor:
+        answers[name], asked[name] = ask(effect, x, carry[name], a[name], r[name])
+        return answers[name]
+
+    return rule.memory.forward(answer, q, constants), answers, asked
