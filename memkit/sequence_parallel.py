@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from memkit.once import differentiable_once
+from memkit.autograd import differentiable_once
 from memkit.state import Tree, map_tensors, tensors
 
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]

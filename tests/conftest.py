@@ -5,10 +5,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-import stand_ins
 import torch
 from hypothesis import settings
 
+import stand_ins
 from memkit.mixers.backends import choice
 from memkit.mixers.backends.probes import forget
 

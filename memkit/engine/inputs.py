@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from memkit.checks import in_range, not_negative
-from memkit.engine.memory_state import MemoryState, kept, require_rule
+from memkit.engine.core.memory_state import MemoryState, kept, require_rule
 from memkit.masks import check_masks
 from memkit.registry import nearest
 from memkit.rule import Gate, Gates, Rule

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from memkit.autograd import _ordinary, _plain_mode
 from memkit.checks import positive
 from memkit.documents import pieces
 from memkit.engine import inputs, plan
-from memkit.engine.few_rows import at_once, in_parts
-from memkit.engine.memory_state import MemoryState, cut, from_rows, per_row, require_rule, to_rows
+from memkit.engine.batching import at_once, in_parts
+from memkit.engine.core.memory_state import MemoryState, require_rule
+from memkit.engine.core.rows import _flat, _unflat, cut, from_rows, per_row, to_rows
+from memkit.engine.core.tape import Watch
+from memkit.engine.forms.fused.node import compiles_blocks
+from memkit.engine.forms.iterate.fixed_point import Rounds
 from memkit.engine.recompute import in_groups
-from memkit.engine.rounds import Rounds
+from memkit.engine.retrieve import _at_queries
 from memkit.engine.run import How, run
-from memkit.engine.scan import Watch
-from memkit.engine.sweep import compiles_blocks
-from memkit.engine.tape import without_autocast
 from memkit.masks import blank
-from memkit.rule import Gates, Rule, Tokens, as_given, identity
-from memkit.state import Tree, map_tensors, tensors
+from memkit.rule import Gates, Rule, Tokens
+from memkit.state import Tree, map_tensors
 
 
 class Observation(NamedTuple):
@@ -109,42 +109,6 @@ def check_products(rule: Rule, form: str, products: torch.dtype) -> None:
         raise ValueError(f"products={products} is not for rule {rule.name!r}: {'; '.join(obstacles)}. Leave it out.")
 
 
-def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:
-    """Read q `[B, T, H, K]` from the memory as it is, writing nothing: y `[B, T, H, V]` (Titans eq. 15).
-
-    Raises `ValueError` when q does not fit the state.
-    """
-    inputs.check_kinds(rule, q=q)
-    if q.dim() != 4:
-        raise ValueError(f"q must be [B, T, H, K]; got {tuple(q.shape)}.")
-    inputs.check_state(rule, state, q.shape[0], q.shape[2])
-    value_dim = list(state.weights.values())[-1].shape[-1]
-    with _plain_mode(q):
-        dtype = inputs.computation_dtype(q, *state.weights.values())
-        q_, state = _ordinary((q, state))
-        q_ = _prepared(rule, q_.to(dtype), value_dim)
-        inputs.check_widths(rule, state, q_.shape[-1], value_dim)
-        rows = to_rows(replace(state, slots={}, pending={}, window=None), dtype)  # a read needs no more
-        weights = rows.weights
-        if rule.effective is not identity:
-            begins = per_row(state.offset == 0, q.shape[2])[:, None, None]
-            weights = {
-                name: torch.where(begins, rule.effective(raw), rows.anchor.get(name, raw))
-                for name, raw in weights.items()
-            }
-        y = rule.memory.forward(lambda name, x: x @ weights[name], _flat(q_), rows.constants)
-        return _unflat(y, q.shape[2]).to(q.dtype)
-
-
-def _prepared(rule: Rule, q: Tensor, value_dim: int) -> Tensor:
-    """Queries `[B, T, H, K]` as they meet the weights, beside keys, values and gates of 0."""
-    if rule.prepare is as_given:
-        return q
-    k, v = (q.new_zeros(*q.shape[:3], rule.pairs * width) for width in (q.shape[-1], value_dim))
-    gates = {name: q.new_zeros(inputs.gate_shape(rule, gate, k, v)) for name, gate in rule.gates.items()}
-    return _at_queries(rule, rule.prepare(Tokens(q, k, v, gates)).q)
-
-
 @torch.no_grad()
 def observe(
     rule: Rule,
@@ -202,13 +166,6 @@ def _memorize(
         return blank(_at_queries(rule, y), mask).to(v.dtype), state
 
 
-def _at_queries(rule: Rule, y: Tensor) -> Tensor:
-    """What each token's query reads, of y at every step: before its first step, or after its last."""
-    if rule.steps == 1:
-        return y
-    return y[:, 0 if rule.read == "before" else rule.steps - 1 :: rule.steps]
-
-
 def _documents(
     rule: Rule,
     how: How,
@@ -260,34 +217,3 @@ def _at_once(
     valid = length if mask is None else mask.sum(1)
     phase = None if mask is not None or state.phase is None else (state.phase + length) % rule.period
     return _unflat(y, heads), from_rows(after, rows, state, (state.offset + valid) % rule.period, phase)
-
-
-def _flat(x: Tensor) -> Tensor:
-    """`[B, T, H, ...]` -> `[N, T, ...]`."""
-    return x.transpose(1, 2).flatten(0, 1)
-
-
-def _unflat(x: Tensor, heads: int) -> Tensor:
-    """`[N, T, ...]` -> `[B, T, H, ...]`."""
-    return x.unflatten(0, (x.shape[0] // heads, heads)).transpose(1, 2)
-
-
-@contextmanager
-def _plain_mode(like: Tensor) -> Iterator[None]:
-    """Leave autocast, which would round the state, and inference mode, in which no gradient can be taken.
-
-    Under torch.compile nothing is asked about inference mode: it cannot be traced, and compiled code runs there.
-    """
-    with without_autocast(like):
-        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-            yield
-        else:
-            with torch.inference_mode(False), torch.no_grad():
-                yield
-
-
-def _ordinary(tree: Tree) -> Tree:
-    """Copy tensors that were made in inference mode, which autograd refuses."""
-    if torch.compiler.is_compiling() or not any(x.is_inference() for x in tensors(tree)):
-        return tree
-    return map_tensors(lambda x: x.clone() if x.is_inference() else x, tree)

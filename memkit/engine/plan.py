@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from memkit.engine.memory_state import require_rule
+from memkit.engine.core.memory_state import require_rule
 from memkit.parts.memory import MLPMemory
 from memkit.registry import nearest
 from memkit.rule import Rule, at_weights, identity

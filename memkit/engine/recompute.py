@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.engine.tape import graph_wanted
-from memkit.once import differentiable_once
+from memkit.autograd import differentiable_once, graph_wanted
 from memkit.state import Tree, emptied, tensors, with_tensors
 
 Slopes = list[Tensor | None]

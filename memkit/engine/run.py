@@ -7,17 +7,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.engine.dual import dual
-from memkit.engine.expand import expand
-from memkit.engine.iterate import iterate
-from memkit.engine.memory_state import Rows
-from memkit.engine.rounds import Rounds
-from memkit.engine.scan import Watch, scan
-from memkit.engine.solve import solve
-from memkit.engine.step import step
-from memkit.engine.sweep import sweep, sweeps
-from memkit.engine.triton_dual import triton_dual
-from memkit.engine.write import write
+from memkit.engine.core.rows import Rows
+from memkit.engine.core.tape import Watch
+from memkit.engine.forms.dual import dual
+from memkit.engine.forms.expand import expand
+from memkit.engine.forms.fused.node import sweep, sweeps
+from memkit.engine.forms.iterate.fixed_point import Rounds
+from memkit.engine.forms.iterate.form import iterate
+from memkit.engine.forms.scan import scan
+from memkit.engine.forms.solve import solve
+from memkit.engine.forms.step import step
+from memkit.engine.forms.triton.form import triton_dual
+from memkit.engine.forms.write import write
 from memkit.layout import Layout, lay_out, without_periods
 from memkit.rule import Rule, Tokens, identity
 from memkit.state import map_tensors

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memkit.alignment import align, pick
-from memkit.engine.tape import without_autocast
+from memkit.autograd import without_autocast
 
 FAST = (torch.float32, torch.bfloat16)
 """What torch convolves on a CPU with a library; in others it is slower than sums of taps."""

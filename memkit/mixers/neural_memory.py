@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from memkit.checks import divides, positive
 from memkit.engine import MemoryState, memorize, retrieve
+from memkit.engine.core.memory_state import prepared_key_dim, state_from
 from memkit.engine.memorize import check_products
-from memkit.engine.memory_state import prepared_key_dim, state_from
 from memkit.engine.plan import choose
 from memkit.engine.recompute import in_groups
 from memkit.mixers.base import Mixer, MixerState, no_segment

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from memkit.alignment import align
 from memkit.engine import MemoryState, memorize
-from memkit.engine.memory_state import fresh_state
+from memkit.engine.core.memory_state import fresh_state
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
 

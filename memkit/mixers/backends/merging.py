@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from memkit.autograd import differentiable_once
 from memkit.mixers.backends.banded import Banded
-from memkit.once import differentiable_once
 
 # How far a query at the bottom right sees to the left and to the right; -1 is no bound. flash-attn's words.
 Reach = tuple[int, int]

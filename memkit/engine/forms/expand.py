@@ -1,0 +1,143 @@
+"""The expand form: every token's step is formed, for optimizers that turn it in a way that is not linear (Muon).
+
+What such an optimizer gathers, S_t, is still linear in the gradients, and these are all taken at the mini-batch's
+weights; so the S_t of a block are one product, the turns T(S_t) one batch, and the weights after each token,
+linear in the steps, one more product (ATLAS eq. 39-41):
+
+    S = P_S S_0 + C_S G,    M = P_M M_0 + C_M T(S),    G_s = a_s^T r_s
+
+Both pairs of coefficients are read off the update as in the dual form. It holds a matrix for each token of a
+block, `[N, L, in, out]`, which the other forms do not; for the backward pass they are made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from memkit.engine.core import coefficients
+from memkit.engine.core.block import begin, stacked, unstacked
+from memkit.engine.core.coefficients import Coefficients, of_blocks
+from memkit.engine.core.memory_state import Weights
+from memkit.engine.core.rows import Rows, cut
+from memkit.engine.core.tape import Tape, Watch, observe_block, record
+from memkit.engine.core.window import Window, as_window, band, join, latest, spread
+from memkit.layout import Block
+from memkit.rule import Gates, Optimizer, Retention, Rule, Slots, Tokens, at_weights
+
+
+def expand(
+    rule: Rule,
+    tokens: Tokens,
+    rows: Rows,
+    blocks: list[Block],
+    valid: Tensor | None,
+    watch: Watch | None = None,
+) -> tuple[Tensor, Rows]:
+    """Run tokens (q, k, v `[N, L, ...]`, gates `[N, L]`) block by block from `rows`.
+
+    Blocks and `valid` `[N, L]` come from the layout, for rows. `watch` receives (loss, surprise) `[N, L]`
+    of every block.
+    """
+    outputs = [tokens.v[:, :0]]
+    carry, anchor, window = stacked(rows), dict(rows.anchor), rows.window
+    lengths = [block.stop - block.start for block in blocks]
+    gathers, keeps = (
+        of_blocks(coefficients.probe(part, tokens, valid), lengths) for part in (_gathering(rule), _keeping(rule))
+    )
+    for block, here, gather, keep in zip(blocks, cut(tokens, lengths), gathers, keeps, strict=True):
+        size = block.stop - block.start
+        anchor = begin(rule, block, carry, anchor, rows, here.gates)
+        sources = here if window is None else join(window, as_window(rule, here, valid, slice(block.start, block.stop)))
+        tape = record(rule, sources.k, sources.v, sources.gates, anchor, rows.constants, surprise=watch is not None)
+        observe_block(watch, tape, size)
+        if isinstance(sources, Window):
+            gather = spread(gather, band(rule, sources, size))
+            window = latest(sources, rule.window - 1)
+        y, carry = _forgotten(_write_and_read, rule, gather, keep, carry, tape, here, rows.constants)
+        outputs.append(y)
+    weights, slots = unstacked(carry, rows)
+    kept = {name: anchor[name] for name in rows.anchor}
+    return torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots, anchor=kept, window=window)
+
+
+def _gathering(rule: Rule) -> Rule:
+    """The rule whose weight is what the optimizer gathers: its step, not yet turned.
+
+    Where gradients are taken is no concern of either part; the gates of both may be needed to say it.
+    """
+    optimizer = replace(rule.optimizer, direction=None)
+    return replace(rule, optimizer=optimizer, retention=Retention(name="the step", keep=_the_step), point=at_weights)
+
+
+def _the_step(weight: Tensor, step: Tensor, slots: Slots, gates: Gates) -> Tensor:
+    return step
+
+
+def _keeping(rule: Rule) -> Rule:
+    """The rule whose gradients are the turned steps."""
+    return replace(rule, optimizer=Optimizer(name="as it comes", step=_as_it_comes), point=at_weights)
+
+
+def _as_it_comes(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tuple[Tensor, Slots]:
+    return grad, ()
+
+
+def _forgotten(function: Callable[..., tuple[Tensor, Weights]], *given: Any) -> tuple[Tensor, Weights]:
+    """Call a function, and compute what it makes once more for the backward pass instead of keeping it.
+
+    Turning a step leaves a dozen matrices a token behind, of which only one block's need ever be there.
+    """
+    if not torch.is_grad_enabled():
+        return function(*given)
+    return checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
+
+
+def _write_and_read(
+    rule: Rule,
+    gather: Coefficients,
+    keep: Coefficients,
+    carry: Weights,
+    tape: Tape,
+    here: Tokens,
+    constants: dict[str, Tensor],
+) -> tuple[Tensor, Weights]:
+    """What the block's queries read, and (weight, slots) after it."""
+    seen, carry = _write(rule, gather, keep, carry, tape, here.gates)
+    return rule.memory.forward(lambda name, x: _each(x, seen[name]), here.q, constants), carry
+
+
+def _write(
+    rule: Rule, gather: Coefficients, keep: Coefficients, carry: Weights, tape: Tape, gates: Gates
+) -> tuple[Weights, Weights]:
+    """The weights `[N, L, in, out]` that each token's query sees, and (weight, slots) after the block."""
+    n = rule.optimizer_slots
+    at_steps = {gate.name: gates[gate.name][..., None, None] for gate in rule.optimizer.gates}
+    turn = rule.optimizer.direction
+    if turn is None:
+        raise RuntimeError("only an optimizer with a direction has steps to form.")
+    seen, after = {}, {}
+    for name, x in carry.items():
+        a, r = tape.inputs[name], tape.errors[name]
+        shape = (a.shape[-1], r.shape[-1])
+        grads = (a.unsqueeze(-1) * r.unsqueeze(-2)).flatten(2)  # [N, S, in * out]
+        held = x.unflatten(1, (-1, shape[0])).flatten(2)  # [N, weight and slots, in * out]
+        gathered = torch.baddbmm(gather.weight.carry @ held[:, : n + 1], gather.weight.write, grads)
+        steps = turn(gathered.unflatten(-1, shape), at_steps).flatten(2)
+        kept = torch.cat([held[:, :1], held[:, n + 1 :]], 1)
+        weights = torch.baddbmm(keep.weight.carry @ kept, keep.weight.write, steps)
+        slots = torch.baddbmm(gather.last_carry @ held[:, : n + 1], gather.last_write.mT, grads)[:, 1:]
+        before = torch.cat([held[:, :1], weights[:, :-1]], 1)
+        seen[name] = (weights if rule.read == "after" else before).unflatten(-1, shape)
+        after[name] = torch.cat([weights[:, -1:], slots, held[:, n + 1 :]], 1).unflatten(-1, shape).flatten(1, 2)
+    return seen, after
+
+
+def _each(x: Tensor, weights: Tensor) -> Tensor:
+    """Each token's x `[N, L, in]` times its own weight `[N, L, in, out]`."""
+    return (x.unsqueeze(-2) @ weights).squeeze(-2)

@@ -1,0 +1,154 @@
+"""Blocks that torch compiles: the numbers of the blocks as written, every gradient, and when they are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import memkit
+from fused_rules import RULES, assert_near
+from memkit import Rule
+from memkit.engine import batching as few_rows
+from memkit.engine.forms.fused import compile as compiled
+from memkit.state import tensors
+from memkit.testing.outcome import outcome
+from small_memory import TOKENS, Case
+
+
+@pytest.fixture(autouse=True)
+def afresh() -> Iterator[None]:
+    """Nothing is compiled before a test, nor kept after it."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def everything(case: Case, **options: Any) -> list[torch.Tensor]:
+    """Outputs, state and every gradient, in the dual form."""
+    given = {"q": case.q, "k": case.k, "v": case.v, "gates": case.gates, "state": case.state}
+
+    def called(leaves: dict[str, Any]) -> dict[str, Any]:
+        y, state = memkit.memorize(case.rule, **leaves, form="dual", **options)
+        return {"y": y, "state": state}
+
+    return tensors(tuple(outcome(called, given)))
+
+
+def everything_as_written(case: Case) -> list[torch.Tensor]:
+    """The same where nothing is compiled."""
+    with memkit.compile_blocks(False):
+        return everything(case)
+
+
+def graphs() -> int:
+    """How many have been compiled."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_they_compute_the_same(rule: Rule) -> None:
+    mask = torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8
+    for given in ({}, {"mask": mask}):
+        expected = everything(Case(rule), **given)
+        with memkit.compile_blocks(backend="aot_eager"):
+            assert_near(everything(Case(rule), **given), expected)
+    assert graphs() > 0
+
+
+def test_without_gradients_and_with_gradients_of_gradients() -> None:
+    case = Case()
+
+    def norms() -> list[torch.Tensor]:
+        leaves = [x.clone().requires_grad_() for x in (case.q, case.k, case.v)]
+        q, k, v = leaves
+        y, _ = case.memorize(q=q, k=k, v=v, form="dual")
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        return list(torch.autograd.grad(sum(x.square().sum() for x in first), leaves))  # type: ignore[arg-type]
+
+    expected, twice = tensors(case.memorize()), norms()
+    with memkit.compile_blocks(backend="aot_eager"), torch.no_grad():
+        assert_near(tensors(case.memorize()), expected)
+    with memkit.compile_blocks(backend="aot_eager"):
+        assert_near(norms(), twice)
+
+
+def test_products_in_bfloat16() -> None:
+    case = Case(dtype=torch.float32)
+    expected = everything(case, products=torch.bfloat16)
+    with memkit.compile_blocks(backend="aot_eager"):
+        for a, b in zip(everything(case, products=torch.bfloat16), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+
+
+def test_models_of_one_shape_share_what_is_compiled() -> None:
+    """Every layer has a rule of its own, and new ones are built all the time."""
+    x = torch.randn(2, 12, 8)
+    with memkit.compile_blocks(backend="aot_eager"):
+        for _ in range(3):
+            options = {"name": "titans", "mini_batch": 4, "expansion": 2}
+            memkit.build("mixer", "neural_memory", dim=8, heads=2, rule=options)(x)[0].sum().backward()
+    assert graphs() == 2  # forward and back
+
+
+def test_texts_of_all_lengths_share_what_is_compiled() -> None:
+    """And documents: what differs is how many blocks there are."""
+    with memkit.compile_blocks(backend="aot_eager"):
+        for tokens in (8, 12, 24):
+            everything(Case(tokens=tokens))
+        everything(Case(tokens=24), segment_ids=torch.tensor([0] * 12 + [1] * 12).expand(3, 24))
+    assert graphs() == 2  # forward and back
+
+
+def test_beyond_the_limit_blocks_run_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "RECOMPILE_LIMIT", 1)
+    with torch._dynamo.config.patch(recompile_limit=1), memkit.compile_blocks(backend="aot_eager"):
+        for batch in (2, 3, 4):
+            assert_near(everything(Case(batch=batch)), everything_as_written(Case(batch=batch)))
+
+
+@pytest.mark.parametrize("tokens", [1, 4], ids=["a token", "a mini-batch"])
+def test_a_lone_block_runs_as_written(tokens: int) -> None:
+    with memkit.compile_blocks(backend="aot_eager"):
+        everything(Case(tokens=tokens))
+    assert graphs() == 0
+
+
+def test_the_setting_ends_with_its_context_and_else_stays() -> None:
+    with memkit.compile_blocks():
+        assert compiled.preparing() is not compiled.as_written
+        with memkit.compile_blocks(False):
+            assert compiled.preparing() is compiled.as_written
+        assert compiled.preparing() is not compiled.as_written
+    assert compiled.preparing() is compiled.as_written
+    memkit.compile_blocks()
+    assert compiled.preparing() is not compiled.as_written
+    again = memkit.compile_blocks()
+    memkit.compile_blocks(False)
+    assert compiled.preparing() is compiled.as_written
+    with again:
+        assert compiled.preparing() is not compiled.as_written
+    memkit.compile_blocks(False)
+    assert compiled.preparing() is compiled.as_written
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all tokens", "masked"])
+def test_a_batch_too_large_for_the_cache_runs_in_parts(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(batch=4)
+    mask = torch.rand(4, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8 if masked else None
+    ids = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2]).expand(4, TOKENS)
+    for given in ({"mask": mask}, {"mask": mask, "segment_ids": ids}):
+        expected = everything(case, **given)
+        one_row = sum(x[0].nbytes for x in tensors((case.state.weights, case.state.slots)))
+        monkeypatch.setattr(few_rows, "CACHED", 3 * one_row // torch.get_num_threads())
+        assert few_rows.at_once(case.state, compiled=True) == 2
+        with memkit.compile_blocks(backend="eager"):
+            assert_near(everything(case, **given), expected)
+
+
+def test_what_is_no_backend_is_said() -> None:
+    with pytest.raises(ValueError, match="no backend of torch.compile"):
+        memkit.compile_blocks(backend="inductr")

@@ -1,0 +1,64 @@
+"""The step form: one token after the other. The laws hold it to `scan`; here is what they do not ask."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import memkit
+from memkit import Rule
+from small_memory import BATCH, TOKENS, Case, titans
+
+RULES = [
+    titans(),
+    titans(surprise_limit=0.5, read="before"),
+    titans(point="lookahead", retention="none"),
+    replace(titans(depth=1), effective=torch.tanh),
+    replace(titans(), optimizer=replace(titans().optimizer, linear=False)),
+    memkit.build("rule", "delta_net"),
+]
+every_rule = pytest.mark.parametrize("rule", RULES)
+
+
+def mask() -> torch.Tensor:
+    there = torch.rand(BATCH, TOKENS, generator=torch.Generator().manual_seed(5)) < 0.7
+    there[1] = False
+    return there
+
+
+@every_rule
+@pytest.mark.parametrize("masked", [False, True], ids=["all tokens", "masked"])
+def test_it_observes_what_the_definition_does(rule: Rule, masked: bool) -> None:
+    case, there = Case(rule), mask() if masked else None
+    found, expected = (case.observe(form=form, mask=there) for form in ("step", "scan"))
+    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found.surprise, expected.surprise, rtol=1e-10, atol=1e-10)
+
+
+@every_rule
+def test_single_tokens_of_rows_that_have_gone_apart(rule: Rule) -> None:
+    """Nobody knows without looking which of them begin a mini-batch: some do, at every token."""
+    case, there = Case(rule), mask()
+    expected, _ = case.memorize(form="scan", mask=there)
+    state, found = case.state, []
+    for t in range(TOKENS):
+        y, state = case.memorize(slice(t, t + 1), state=state, mask=there[:, t : t + 1])
+        found.append(y)
+    torch.testing.assert_close(torch.cat(found, 1), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_what_a_token_leaves_as_it_was_is_not_copied() -> None:
+    case = Case()
+    _, state = case.memorize(slice(0, 1))
+    _, after = case.memorize(slice(1, 2), state=state)
+    assert after.anchor is state.anchor
+    assert after.weights["w1"].is_contiguous()
+
+
+def test_a_single_token_is_not_rounded_by_the_products_of_blocks() -> None:
+    case, rounded = Case(dtype=torch.float32), {"products": torch.bfloat16}
+    one = slice(0, 1)
+    assert torch.equal(case.memorize(one, **rounded)[0], case.memorize(one, form="step")[0])
+    assert not torch.equal(case.memorize(one, form="dual", **rounded)[0], case.memorize(one, form="dual")[0])

@@ -1,0 +1,37 @@
+"""A language model for tests: tiny, in float64, with weights three times larger than at initialisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from architectures import LanguageModel, ModelState
+from memkit.state import tensors
+from running_mean import RunningMean
+
+VOCAB, DIM = 11, 8
+
+
+def model(depth: int = 2, **options: Any) -> LanguageModel:
+    """`depth` layers of `RunningMean`."""
+    torch.manual_seed(0)
+    made = LanguageModel(VOCAB, DIM, [RunningMean(dim=DIM) for _ in range(depth)], **options).double()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(3)
+    return made
+
+
+def text(batch: int, tokens: int, seed: int = 0) -> Tensor:
+    return torch.randint(VOCAB, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def assert_states_close(a: ModelState, b: ModelState) -> None:
+    for x, y in zip(tensors(a), tensors(b), strict=True):
+        assert_close(x, y)

@@ -1,0 +1,182 @@
+"""The house holds its own rules: imports run one way, files and functions stay short, no machine's paths."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parents[2]
+STOREYS = ("memkit", "architectures", "ablations")  # from the ground up: nobody imports from above
+
+DATA = ("memkit.rules", "memkit.parts")  # nor does data import the engine through the front door
+
+# (who, what they may not import, who of them may all the same); a name stands for all below it.
+FORBIDDEN = [
+    ("memkit", "architectures", ()),
+    ("memkit", "ablations", ()),
+    ("architectures", "ablations", ()),
+    *((room, engine, ()) for room in DATA for engine in ("memkit.engine", "memkit.mixers")),
+    *((storey, "memkit.testing", ("memkit.testing", "ablations.cli", "ablations.checking")) for storey in STOREYS),
+    *((storey, "tests", ()) for storey in STOREYS),
+]
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 50  # its docstring not counted
+
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|home|root|tmp|Users|opt)/\w")
+
+
+def sources(house: Path, *folders: str) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted((house / folder).rglob("*.py"))
+
+
+def module_name(house: Path, path: Path) -> str:
+    parts = path.relative_to(house).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def within(module: str, room: str) -> bool:
+    return module == room or module.startswith(room + ".")
+
+
+def imports(house: Path, path: Path) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything that a file imports, wherever in it the import stands."""
+    package = module_name(house, path) if path.name == "__init__.py" else module_name(house, path.parent)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            home = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                home = ".".join([*above, *([home] if home else [])])
+            # `from a import b` may mean the module a.b
+            yield from ((node.lineno, f"{home}.{alias.name}") for alias in node.names)
+
+
+def wrong_imports(house: Path) -> list[str]:
+    found = []
+    for path in sources(house, *STOREYS):
+        module = module_name(house, path)
+        for line, name in imports(house, path):
+            place = f"{path.relative_to(house)}:{line}: {module} imports {name}"
+            for who, what, allowed in FORBIDDEN:
+                free = any(within(module, room) for room in allowed)
+                if within(module, who) and within(name, what) and not free:
+                    found.append(place)
+            at_the_door = name == "memkit" or (name.count(".") == 1 and is_front_door(house, name))
+            if at_the_door and any(within(module, room) for room in DATA):
+                found.append(place)
+    return found
+
+
+def is_front_door(house: Path, name: str) -> bool:
+    """Whether `memkit.x` is something that the package hands out, and no module."""
+    package, last = name.split(".")
+    folder = house / package
+    return package == "memkit" and not ((folder / f"{last}.py").exists() or (folder / last).is_dir())
+
+
+def long_functions(house: Path, path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first, documented = node.body[0], ast.get_docstring(node) is not None
+            docstring = (first.end_lineno or 0) - first.lineno + 1 if documented else 0
+            lines = (node.end_lineno or 0) - node.lineno + 1 - docstring
+            if lines > MAX_FUNCTION_LINES:
+                yield f"{path.relative_to(house)}:{node.lineno}: {node.name} has {lines} lines"
+
+
+def tracked_files() -> list[Path]:
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=HOUSE, capture_output=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout, so there are no tracked files")
+    paths = (HOUSE / name for name in listed.stdout.decode().split("\0") if name)
+    return [path for path in paths if path.is_file()]
+
+
+def test_imports_run_one_way() -> None:
+    assert wrong_imports(HOUSE) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "wrong"),
+    [
+        ("memkit/state.py", "import architectures.mac", True),
+        ("memkit/mixers/a.py", "def f():\n    from ablations import grid", True),
+        ("memkit/mixers/a.py", "from memkit.engine import memorize", False),
+        ("architectures/mac.py", "from ablations.tasks import text", True),
+        ("architectures/mac.py", "import memkit", False),
+        ("ablations/train.py", "import architectures", False),
+        ("memkit/rules/titans.py", "from memkit.rule import Rule", False),
+        ("memkit/rules/titans.py", "from memkit import rule", False),
+        ("memkit/rules/titans.py", "from memkit.engine.forms.scan import scan", True),
+        ("memkit/rules/titans.py", "from memkit import engine", True),
+        ("memkit/rules/titans.py", "from .. import engine", True),
+        ("memkit/rules/titans.py", "from ..mixers import base", True),
+        ("memkit/rules/__init__.py", "from . import titans", False),
+        ("memkit/rules/__init__.py", "from ..engine import scan", True),
+        ("memkit/parts/loss.py", "if True:\n    import memkit.mixers.base as b", True),
+        ("memkit/parts/loss.py", "from memkit import memorize", True),
+        ("memkit/parts/loss.py", "import memkit", True),
+        ("memkit/parts/loss.py", "import memkit_extra", False),
+        ("memkit/state.py", "from memkit.testing import close", True),
+        ("memkit/testing/laws.py", "from memkit.testing import close", False),
+        ("ablations/cli.py", "import memkit.testing", False),
+        ("ablations/checking/work.py", "import memkit.testing", False),
+        ("ablations/report.py", "import memkit.testing", True),
+        ("ablations/cli_more.py", "import memkit.testing", True),
+        ("memkit/state.py", "from tests import running_mean", True),
+    ],
+)
+def test_a_wrong_import_is_seen(file: str, line: str, wrong: bool, tmp_path: Path) -> None:
+    for room in ("rules", "parts", "engine", "mixers", "testing"):
+        (tmp_path / "memkit" / room).mkdir(parents=True)
+    (tmp_path / "memkit/rule.py").touch()
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"import torch\n\n{line}\n")
+    assert bool(wrong_imports(tmp_path)) == wrong
+
+
+def test_files_and_functions_are_short() -> None:
+    too_long = []
+    for path in sources(HOUSE, *STOREYS, "benchmarks"):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > MAX_FILE_LINES:
+            too_long.append(f"{path.relative_to(HOUSE)} has {lines} lines")
+        too_long.extend(long_functions(HOUSE, path))
+    assert too_long == [], "\n".join(too_long)
+
+
+def test_a_long_function_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "long.py"
+    for lines, found in ((MAX_FUNCTION_LINES - 1, []), (MAX_FUNCTION_LINES, ["long.py:1: f has 51 lines"])):
+        docstring = '    """One.\n\n    Two.\n    """\n'
+        path.write_text("def f():\n" + docstring + "    x = 1\n" * lines)
+        assert list(long_functions(tmp_path, path)) == found
+
+
+def test_no_file_names_a_machines_folders() -> None:
+    found = []
+    for path in tracked_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # a picture
+        for number, line in enumerate(text.splitlines(), 1):
+            if MACHINE_PATH.search(line):
+                found.append(f"{path.relative_to(HOUSE)}:{number}: {line.strip()[:80]}")
+    assert found == []
+
+
+@pytest.mark.parametrize("root", ["work", "home", "tmp"])
+def test_a_machines_folder_is_seen(root: str) -> None:
+    assert MACHINE_PATH.search(f"open('/{root}/me')")
+    assert not MACHINE_PATH.search(f"see example.org/{root}/page and ./{root}/me")
