@@ -23,9 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from memkit.engine.core import coefficients
 from memkit.engine.core.block import gradient_weights, parts, stack, unstack
 from memkit.engine.core.coefficients import Coefficients
-from memkit.engine.core.memory_state import Weights
 from memkit.engine.core.obstacles import not_linear, online, per_key_channel
-from memkit.engine.core.rows import cut
+from memkit.engine.core.rows import Weights, cut
 from memkit.engine.core.surprise import Observed
 from memkit.engine.core.tape import Tape, record
 from memkit.engine.core.unrolled import unroll_head_blocks
