@@ -1,4 +1,4 @@
-"""The state of a memory, and its view as flat rows inside the engine."""
+"""The state of a memory, and its conversion to the rows of the engine and back."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from memkit.state import State, map_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryState(State):
-    """What a memory knows after some tokens: a value of size independent of how many.
+    """A memory after some tokens: a value, of a size that does not depend on how many.
 
-    initial, weights: name -> `[B, H, in, out]`: what a reset returns to, and the raw weights now.
+    initial, weights: name -> `[B, H, in, out]`: the weights after a reset, and the raw weights now.
     slots: name -> tuple of `[B, H, in, out]` (momentum, ...).
     constants: name -> `[B, H, ...]`, learned in the outer loop only.
-    anchor: name -> the weights that gradients of the running mini-batch see; empty where every token begins one.
+    anchor: name -> weights at which the running mini-batch takes its gradients; empty if every token begins one.
     pending: name -> the unfinished sum of a write with update_every > 1, else empty.
     window: the tokens carried by an Omega rule, else None.
     offset `[B]`: valid tokens since the last multiple of the rule's period; phase: the same as an integer while
@@ -44,7 +44,7 @@ class MemoryState(State):
 
     @property
     def kept(self) -> dict[str, int]:
-        """How much the state holds of what rules keep besides weights; see `kept`."""
+        """Amounts of everything but weights in the state; see `kept`."""
         return {
             "slots a weight": len(next(iter(self.slots.values()))),
             "anchors": int(bool(self.anchor)),
@@ -70,7 +70,7 @@ def init_state(
 ) -> MemoryState:
     """The state before the first token, with weights drawn from N(0, 1 / in), the same for all rows.
 
-    Raises `ValueError` for what is no rule, and for sizes below 1 or that the rule's memory refuses.
+    Raises `ValueError` for anything but a rule, and for sizes below 1 or refused by the rule's memory.
     """
     require_rule(rule)
     not_negative("batch", batch)
@@ -97,7 +97,7 @@ def require_rule(rule: Rule) -> None:
 
 
 def kept(rule: Rule) -> dict[str, int]:
-    """What a rule keeps from token to token besides weights, and how much of it."""
+    """Amounts of everything but weights that a rule keeps from token to token."""
     return {
         "slots a weight": rule.slots,
         "anchors": int(rule.mini_batch > 1 and rule.sees_weights),
