@@ -23,9 +23,7 @@ from literal_memory import Memory
 from literal_titans import Context, Gate, Layer
 from memkit.mixers.base import Mixer
 from memkit.state import Tree, tensors
-from memkit.testing import Law, MixerProblem, mixer_problems
-from memkit.testing.law import table
-from memkit.testing.laws_mixer import MIXER_LAWS
+from memkit.testing import MIXER_LAWS, Law, MixerProblem, mixer_problems
 from memkit.testing.outcome import Outcome, agree, gradients
 from memkit.testing.sequence_laws import memories
 from memkit.testing.strategies import draw_segments
@@ -218,7 +216,7 @@ def _law(name: str, spec: Options, equation: str) -> Law:
     return Law(name, check)
 
 
-LITERAL_LAWS: dict[str, Law] = table(_law(name, *given) for name, given in SPECS.items())
+LITERAL_LAWS: dict[str, Law] = {name: _law(name, *given) for name, given in SPECS.items()}
 
 
 def literal_subject(law: str, made_by: Callable[[], Mixer]) -> Subject:
