@@ -1,4 +1,4 @@
-"""Problems at which the tests of literal references hold mixers with other options to them."""
+"""Problems for the tests of literal references, with mixers of other options than the laws have."""
 
 from __future__ import annotations
 
