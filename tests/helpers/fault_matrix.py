@@ -39,7 +39,7 @@ PREFACES = {
 when its memory reads x in place of attention's output. So memkit's own mixers are held to their papers too: plain
 loops over tokens, written from the equations without the engine, give with the same parameters the same outputs,
 memories and gradients of x and of every parameter, with masks, packed documents, cuts and calls that only read
-(`tests/helpers/literal_*.py`).
+(`tests/helpers/literal_laws.py` and its neighbors).
 """,
 }
 COLUMNS = {
