@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ablations.files import difference, read_json, write_json
 from ablations.optimisation import begin_state
 from ablations.train import Row, Training
+from memkit.atomic import put_in_place
 
 PREFIX = "checkpoint-"
 KEPT = "optimizer."  # stands before a weight's name, and `.<what>` after it, for what the optimiser keeps of it
@@ -45,7 +46,7 @@ def save(training: Training, folder: Path) -> Path:
         write_json(part / "training.json", {**rest, "history": [dataclasses.asdict(row) for row in training.history]})
         older = [path for path in _all(folder) if path != target]
         shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
+        put_in_place(part, target)
         for path in older:
             shutil.rmtree(path)
     ranks.wait()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from memkit.atomic import write_whole
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file; readers see the old content or the new, never a part."""
+    """Write a file whole, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, text.encode())
 
 
 def write_json(path: Path, data: Any) -> None:

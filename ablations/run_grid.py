@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ablations import run
 from ablations.files import check_ours, difference, read_json, write_json
@@ -22,6 +21,7 @@ from ablations.results import GRID_FILE, collect, run_folder
 from ablations.run import RunSpec
 from memkit.checks import positive
 from memkit.own_files import digest
+from memkit.strict_yaml import dump_yaml
 
 Key = tuple[str, int]  # variant, seed
 NEWS_SECONDS = 0.25
@@ -136,7 +136,7 @@ def _describe(grid: Grid, task: Any) -> dict[str, Any]:
         "metric": {key: getattr(metric, key) for key in ("name", "unit", "direction", "solved")},
         "yardstick": vars(task.yardstick),
         "length": task.length,
-        "text": yaml.safe_dump(_written(grid), sort_keys=False, width=100),
+        "text": dump_yaml(_written(grid), width=100),
         "environment": {
             "memkit": version("memkit"),
             "torch": torch.__version__,
