@@ -1,6 +1,6 @@
 """Checkpoints: a folder `checkpoint-<step>` that is there whole or not at all.
 
-Weights and what the optimiser keeps of them are safetensors, the rest is JSON: nothing in a checkpoint can run code.
+Weights and what the optimizer keeps of them are safetensors, the rest is JSON: nothing in a checkpoint can run code.
 One process writes `model.safetensors` and `optimizer.safetensors`; ranks that hold shares write a file each, through
 torch.distributed.checkpoint. Either is read by any number of ranks.
 """
@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ablations.files import difference, read_json, write_json
-from ablations.optimisation import begin_state
+from ablations.optimization import begin_state
 from ablations.train import Row, Training
 from memkit.atomic import put_in_place
 
 PREFIX = "checkpoint-"
-KEPT = "optimizer."  # stands before a weight's name, and `.<what>` after it, for what the optimiser keeps of it
+KEPT = "optimizer."  # stands before a weight's name, and `.<what>` after it, for what the optimizer keeps of it
 
 
 def save(training: Training, folder: Path) -> Path:
@@ -31,17 +31,17 @@ def save(training: Training, folder: Path) -> Path:
     target = folder / f"{PREFIX}{training.step:06d}"
     part = folder / f".{target.name}.part"
     ranks = training.ranks
-    if ranks.leads:
+    if ranks.is_main:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     ranks.wait()
     if ranks.sharded:
         _save_shares(_weights(training.model) | _kept(training), part)
-    elif ranks.leads:
+    elif ranks.is_main:
         save_file(_contiguous(_weights(training.model)), part / "model.safetensors")
         save_file(_contiguous(_kept(training)), part / "optimizer.safetensors")
     ranks.wait()
-    if ranks.leads:
+    if ranks.is_main:
         rest = {"step": training.step, "seconds": training.seconds}
         write_json(part / "training.json", {**rest, "history": [dataclasses.asdict(row) for row in training.history]})
         older = [path for path in _all(folder) if path != target]
@@ -66,7 +66,7 @@ def restore(training: Training, checkpoint: Path) -> None:
     rest, held = read_json(checkpoint / "training.json"), _shapes(checkpoint)
     trained = {x for name, x in training.model.named_parameters() if f"{KEPT}{name}.step" in held}
     if rest["step"] and not trained:
-        raise ValueError(f"{checkpoint} does not say what the optimiser keeps. Delete it to begin afresh.")
+        raise ValueError(f"{checkpoint} does not say what the optimizer keeps. Delete it to begin afresh.")
     begin_state(training.optimizer, trained)
     _fill(_weights(training.model) | _kept(training), held, checkpoint, sharded=training.ranks.sharded)
     training.step, training.seconds = rest["step"], rest["seconds"]
@@ -86,7 +86,7 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _kept(training: Training) -> dict[str, Tensor]:
-    """What the optimiser keeps, by name, as it lies."""
+    """What the optimizer keeps, by name, as it lies."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in training.model.named_parameters()}
     state = training.optimizer.state.items()
     return {f"{KEPT}{names[x]}.{what}": value for x, kept in state for what, value in kept.items()}

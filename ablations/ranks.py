@@ -35,7 +35,7 @@ class Ranks:
     """This process among `size` that train one model, and how they share it.
 
     "ddp": every rank holds all weights. "fsdp": every rank holds its share of each weight, of its gradient and of
-    what the optimiser keeps of it (FSDP2), and a block's weights are whole only while the block runs. "sequence":
+    what the optimizer keeps of it (FSDP2), and a block's weights are whole only while the block runs. "sequence":
     every rank holds all weights, and reads its part of every row instead of its rows.
     """
 
@@ -44,7 +44,7 @@ class Ranks:
     parallel: Parallel | None = None
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that writes and speaks."""
         return self.rank == 0
 
@@ -53,10 +53,10 @@ class Ranks:
         """Whether a rank holds only its shares."""
         return self.parallel == "fsdp"
 
-    def spread(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """What to call in the model's place in training, so that the ranks' gradients are averaged.
 
-        Shards the model itself under "fsdp": make the optimiser afterwards. Raises `ValueError` where its blocks
+        Shards the model itself under "fsdp": make the optimizer afterwards. Raises `ValueError` where its blocks
         cannot be shared.
         """
         if self.parallel == "ddp":
@@ -101,7 +101,7 @@ class Ranks:
                 shard.reshard()
             root.reshard()
 
-    def put_away(self, model: nn.Module) -> None:
+    def reshard(self, model: nn.Module) -> None:
         """Shard what a forward pass leaves whole for the backward pass, when there is none."""
         if self.sharded:
             cast("FSDPModule", model).reshard()
@@ -112,7 +112,7 @@ class Ranks:
         return Batch(*(x.tensor_split(self.size, axis)[self.rank] for x in (batch.ids, batch.targets)))
 
     def clip(self, called: nn.Module, most: float) -> Tensor:
-        """Scale the gradients of what `spread` returned to a norm of at most `most`, and return what it was."""
+        """Scale the gradients of what `wrap` returned to a norm of at most `most`, and return what it was."""
         if isinstance(called, SequenceParallel):
             called.average_gradients()
         norm: Any = nn.utils.clip_grad_norm_(called.parameters(), most)
@@ -130,7 +130,7 @@ class Ranks:
             dist.barrier()
 
 
-ALONE = Ranks()
+SINGLE = Ranks()
 
 
 def _blocks(model: nn.Module) -> list[Block]:
@@ -151,7 +151,7 @@ def join(parallel: Parallel | None, config: TrainConfig) -> Iterator[Ranks]:
                 f"--parallel {parallel} is for several processes, and torchrun did not start this one. Use "
                 f"`torchrun --nproc-per-node 2 --no-python memkit train --parallel {parallel} ...`, or leave it out."
             )
-        yield ALONE
+        yield SINGLE
         return
     size, local = _place()
     parallel = parallel or "ddp"

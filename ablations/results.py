@@ -13,7 +13,7 @@ from ablations.grid import slug
 
 GRID_FILE, RESULTS_FILE = "grid.json", "results.json"
 MISSING = "missing"  # a run that has not ended yet
-TROUBLE = (run.DIVERGED, run.FAILED)
+UNSUCCESSFUL = (run.DIVERGED, run.FAILED)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Summary:
     state_bytes: int | None
     tokens_per_second: float | None
     seconds: float | None
-    troubles: list[str]
+    failures: list[str]
 
     @property
     def mean(self) -> float | None:
@@ -78,12 +78,12 @@ def _read_run(folder: Path) -> dict[str, Any]:
 def summaries(results: dict[str, Any]) -> list[Summary]:
     """One summary a variant, in the grid's order."""
     return [
-        _summarise(variant, [one for one in results["runs"] if one["variant"] == variant], results["metric"])
+        _summarize(variant, [one for one in results["runs"] if one["variant"] == variant], results["metric"])
         for variant in results["definition"]["variants"]
     ]
 
 
-def _summarise(variant: str, runs: list[dict[str, Any]], measured: dict[str, Any]) -> Summary:
+def _summarize(variant: str, runs: list[dict[str, Any]], measured: dict[str, Any]) -> Summary:
     metric = measured["name"]
     done = [one for one in runs if one["status"] == run.FINISHED]
     seen = [one for one in runs if one["history"]]
@@ -105,7 +105,7 @@ def _summarise(variant: str, runs: list[dict[str, Any]], measured: dict[str, Any
         state_bytes=done[0]["state_bytes"] if done else None,
         tokens_per_second=mean("tokens_per_second"),
         seconds=mean("seconds"),
-        troubles=[one["message"] for one in runs if one["status"] in TROUBLE],
+        failures=[one["message"] for one in runs if one["status"] in UNSUCCESSFUL],
     )
 
 
@@ -119,4 +119,4 @@ def _first_solved(history: list[dict[str, Any]], metric: dict[str, Any]) -> int 
 
 def failed(results: dict[str, Any]) -> bool:
     """Whether any run of the grid diverged or broke off."""
-    return any(one["status"] in TROUBLE for one in results["runs"])
+    return any(one["status"] in UNSUCCESSFUL for one in results["runs"])

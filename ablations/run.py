@@ -2,7 +2,7 @@
 
 run.json            what is trained, as data
 history.jsonl       a row an evaluation
-checkpoint-<step>/  weights, optimiser, history
+checkpoint-<step>/  weights, optimizer, history
 result.json         how it ended
 """
 
@@ -19,7 +19,7 @@ from torch import nn
 
 from ablations import checkpoint
 from ablations.files import check_ours, difference, read_json, write_json, write_text
-from ablations.ranks import ALONE, Ranks
+from ablations.ranks import SINGLE, Ranks
 from ablations.settings import TrainConfig
 from ablations.strict import parse
 from ablations.train import Training, begin, make_model, train
@@ -60,7 +60,9 @@ class RunSpec:
         return make_model(lambda: build("architecture", self.architecture, vocab_size=self.vocab_size), self.train)
 
 
-def execute(spec: RunSpec, folder: Path, on_step: Callable[[int, float], None], ranks: Ranks = ALONE) -> dict[str, Any]:
+def execute(
+    spec: RunSpec, folder: Path, on_step: Callable[[int, float], None], ranks: Ranks = SINGLE
+) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint on, and return the result, which is also written.
 
     A finished run is not run again. A run that diverges keeps its history, and a checkpoint of the weights
@@ -91,12 +93,12 @@ def execute(spec: RunSpec, folder: Path, on_step: Callable[[int, float], None], 
         status, message = DIVERGED, str(error)
         _keep(training, folder)
     found = {"status": status, "message": message, **_describe(training, spec), **size}
-    if ranks.leads:
+    if ranks.is_main:
         write_json(folder / "result.json", found)
     return found
 
 
-def claim(spec: RunSpec, folder: Path, ranks: Ranks = ALONE) -> None:
+def claim(spec: RunSpec, folder: Path, ranks: Ranks = SINGLE) -> None:
     """Make the folder this run's; `ValueError` when it is another's."""
     check_ours(folder, "run.json")
     path = folder / "run.json"
@@ -104,7 +106,7 @@ def claim(spec: RunSpec, folder: Path, ranks: Ranks = ALONE) -> None:
     if where:
         raise ValueError(f"{folder} holds another run: {where}. Choose another folder, or delete it.")
     ranks.wait()  # all have looked before one writes
-    if ranks.leads:
+    if ranks.is_main:
         write_json(path, spec.data())
 
 
@@ -144,7 +146,7 @@ def load(folder: Path) -> tuple[RunSpec, nn.Module]:
 def _keep(training: Training, folder: Path) -> None:
     checkpoint.save(training, folder)
     rows = [json.dumps(dataclasses.asdict(row)) for row in training.history]
-    if training.ranks.leads:
+    if training.ranks.is_main:
         write_text(folder / "history.jsonl", "".join(f"{row}\n" for row in rows))
 
 

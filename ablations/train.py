@@ -1,6 +1,6 @@
 """Training: one step, one loop, one evaluation.
 
-A step is a function of the weights, the optimiser's state, the seed and the step's number, and of nothing
+A step is a function of the weights, the optimizer's state, the seed and the step's number, and of nothing
 else. So the same seed gives the same numbers, and a run resumed from a checkpoint equals an unbroken one.
 Several ranks take the steps of one process together, each with its rows of every batch, and differ in rounding alone.
 """
@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablations.optimisation import learning_rate, make_optimizer
-from ablations.ranks import ALONE, Ranks
+from ablations.optimization import learning_rate, make_optimizer
+from ablations.ranks import SINGLE, Ranks
 from ablations.settings import TrainConfig, find_device
 from ablations.tasks.base import IGNORE, Batch, Task
 from memkit import compile_blocks
@@ -65,9 +65,9 @@ def make_model(build: Callable[[], nn.Module], config: TrainConfig) -> nn.Module
     return model.to(device=find_device(config.device), dtype=dtype)
 
 
-def begin(model: nn.Module, config: TrainConfig, ranks: Ranks = ALONE) -> Training:
+def begin(model: nn.Module, config: TrainConfig, ranks: Ranks = SINGLE) -> Training:
     """A training that has taken no step yet."""
-    called = ranks.spread(model)
+    called = ranks.wrap(model)
     return Training(model, make_optimizer(model, config), called, ranks)
 
 
@@ -97,7 +97,7 @@ def train(
                 on_row(training)
 
 
-def evaluate(model: nn.Module, task: Task, config: TrainConfig, ranks: Ranks = ALONE) -> dict[str, float]:
+def evaluate(model: nn.Module, task: Task, config: TrainConfig, ranks: Ranks = SINGLE) -> dict[str, float]:
     """The task's metrics, by name, over its held-out rows."""
     sums = torch.zeros(len(task.metrics) + 1, dtype=torch.float64)  # and how many targets there are
     model.eval()
@@ -107,7 +107,7 @@ def evaluate(model: nn.Module, task: Task, config: TrainConfig, ranks: Ranks = A
             sums[-1] += len(targets)
             sums[:-1] += torch.stack([m.per_target(logits, targets).cpu().double().sum() for m in task.metrics])
     model.train()
-    ranks.put_away(model)
+    ranks.reshard(model)
     *totals, count = ranks.total(sums).tolist()
     return {m.name: total / count for m, total in zip(task.metrics, totals, strict=True)}
 

@@ -17,7 +17,7 @@ eq. 12-16), but for the peer's coarse setting, which takes all of them at the we
 Where the layers differ: titans-pytorch has a norm before its projections, GELU, and a residual and layer norm
 around the memory, whose gain is written too (`--same-memory` gives ours GELU, residual and layer norm); its
 loss is averaged over channels, not summed, which is a factor in the learning rate. memkit has a short
-convolution and SiLU after its projections, l2-normalised queries and keys, and an output norm and gate.
+convolution and SiLU after its projections, l2-normalized queries and keys, and an output norm and gate.
 
 Each side runs in a process of its own, and they take turns. Memory is the growth of the process's resident
 memory at the peak of the first forward and backward, after imports, building and a call on a few tokens.

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ablations.report.figures import DASHES, HUES, WIDTH, frame
+from ablations.report.figures import DASHES, WIDTH, frame
+from ablations.report.styles import HUES
 from ablations.report.svg import Scale, path, spread_apart, tag, text, tooltip
 
 HEIGHT, TOP, BOTTOM, LEFT = 400, 46, 400 - 56, 76

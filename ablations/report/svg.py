@@ -61,13 +61,13 @@ def spread_apart(places: Sequence[float], gap: float, low: float, high: float) -
     Overlapping labels merge into clusters around their mean, as in isotonic regression.
     """
     order = sorted(range(len(places)), key=lambda i: places[i])
-    clusters: list[tuple[float, int]] = []  # centre, members
+    clusters: list[tuple[float, int]] = []  # center, members
     for i in order:
         clusters.append((places[i], 1))
         while len(clusters) > 1 and _overlap(clusters[-2], clusters[-1], gap):
             (a, n), (b, m) = clusters[-2:]
             clusters[-2:] = [((a * n + b * m) / (n + m), n + m)]
-    moved = [centre + (k - (members - 1) / 2) * gap for centre, members in clusters for k in range(members)]
+    moved = [center + (k - (members - 1) / 2) * gap for center, members in clusters for k in range(members)]
     found = [0.0] * len(places)
     for i, place in zip(order, _pushed(moved, gap, low, high), strict=True):
         found[i] = place

@@ -72,7 +72,7 @@ def _cells(row: Summary, reference: float | None, seeds: int, solved: bool) -> l
     done = len(row.values)
     return [
         row.name,
-        score(row) if done else "failed" if row.troubles else "not run yet",
+        score(row) if done else "failed" if row.failures else "not run yet",
         _difference(row.mean, reference),
         f"{done}" if done == seeds else f"{done} of {seeds}",
         *([", ".join("never" if step is None else f"{step}" for step in row.solved) or "–"] if solved else []),
@@ -144,9 +144,9 @@ def headline(results: dict[str, Any]) -> str:
     )
 
 
-def troubles(results: dict[str, Any]) -> list[str]:
+def failures(results: dict[str, Any]) -> list[str]:
     """One line for each run that failed."""
-    return [trouble for row in summaries(results) for trouble in row.troubles]
+    return [failure for row in summaries(results) for failure in row.failures]
 
 
 def footnote(results: dict[str, Any]) -> str:
@@ -183,8 +183,8 @@ def print_table(results: dict[str, Any], console: Console) -> None:
         left_out = escape(", ".join(table.columns[shown:]))
         console.print(f"[dim]Too narrow for: {left_out}. They are in the report.[/dim]", highlight=False)
     console.print(headline(results), highlight=False)
-    for trouble in troubles(results):
-        console.print(f"[red]{escape(trouble)}[/red]", highlight=False)
+    for failure in failures(results):
+        console.print(f"[red]{escape(failure)}[/red]", highlight=False)
 
 
 def _drawn(table: Table, shown: int) -> RichTable:

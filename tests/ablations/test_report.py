@@ -51,7 +51,7 @@ def test_a_failed_seed_is_left_out_of_the_means_and_told(results: dict[str, Any]
     lmm = summaries(changed)[0]
     assert failed(changed) and not failed(results)
     assert (lmm.values, lmm.spread, len(lmm.curve)) == ([2.5], None, 4)
-    assert lmm.troubles == ["lmm diverged at step 3"]
+    assert lmm.failures == ["lmm diverged at step 3"]
     lines = make_table(changed).lines
     assert lines[0].cells[1] == "2.500" and lines[0].cells[3] == "1 of 2"
 

@@ -15,13 +15,15 @@ STOREYS = ("memkit", "architectures", "ablations")  # from the ground up: nobody
 
 DATA = ("memkit.rules", "memkit.parts")  # nor does data import the engine through the front door
 
+CHECKERS = ("memkit.testing", "ablations.cli", "ablations.checking", "ablations.display.verdicts")
+
 # (who, what they may not import, who of them may all the same); a name stands for all below it.
 FORBIDDEN = [
     ("memkit", "architectures", ()),
     ("memkit", "ablations", ()),
     ("architectures", "ablations", ()),
     *((room, engine, ()) for room in DATA for engine in ("memkit.engine", "memkit.mixers")),
-    *((storey, "memkit.testing", ("memkit.testing", "ablations.cli", "ablations.checking")) for storey in STOREYS),
+    *((storey, "memkit.testing", CHECKERS) for storey in STOREYS),
     *((storey, "tests", ()) for storey in STOREYS),
 ]
 MAX_FILE_LINES = 300
@@ -72,6 +74,30 @@ def wrong_imports(house: Path) -> list[str]:
             at_the_door = name == "memkit" or (name.count(".") == 1 and is_front_door(house, name))
             if at_the_door and any(within(module, room) for room in DATA):
                 found.append(place)
+    return found
+
+
+def circles(house: Path, storey: str) -> list[list[str]]:
+    """Every set of modules that import each other in a circle, wherever in them the imports stand."""
+    names = {module_name(house, path): path for path in sources(house, storey)}
+    uses: dict[str, set[str]] = {}
+    for module, path in names.items():
+        # `from a import b` uses the module a.b, or else what a's own file defines
+        used = (name if name in names else name.rpartition(".")[0] for _, name in imports(house, path))
+        uses[module] = {name for name in used if name in names and name != module}
+    reach = {module: reached(module, uses) for module in names}
+    together = {frozenset(other for other in reach[module] if module in reach[other]) for module in names}
+    return sorted(sorted(ring) for ring in together if ring)
+
+
+def reached(module: str, uses: dict[str, set[str]]) -> set[str]:
+    """All modules that a module imports, and those that they import."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        new = uses[waiting.pop()] - found
+        found |= new
+        waiting += new
     return found
 
 
@@ -128,7 +154,9 @@ def test_imports_run_one_way() -> None:
         ("memkit/parts/loss.py", "import memkit_extra", False),
         ("memkit/state.py", "from memkit.testing import close", True),
         ("memkit/testing/laws.py", "from memkit.testing import close", False),
-        ("ablations/cli.py", "import memkit.testing", False),
+        ("ablations/cli/check.py", "import memkit.testing", False),
+        ("ablations/display/runs.py", "import memkit.testing", True),
+        ("ablations/display/verdicts.py", "import memkit.testing", False),
         ("ablations/checking/work.py", "import memkit.testing", False),
         ("ablations/report.py", "import memkit.testing", True),
         ("ablations/cli_more.py", "import memkit.testing", True),
@@ -143,6 +171,25 @@ def test_a_wrong_import_is_seen(file: str, line: str, wrong: bool, tmp_path: Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"import torch\n\n{line}\n")
     assert bool(wrong_imports(tmp_path)) == wrong
+
+
+@pytest.mark.parametrize("storey", ["architectures", "ablations"])
+def test_imports_have_no_circle(storey: str) -> None:
+    assert circles(HOUSE, storey) == []
+
+
+def test_a_circle_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "ablations").mkdir()
+    for name, text in {
+        "__init__": "from ablations.a import x",
+        "a": "if TYPE_CHECKING:\n    from ablations import b",
+        "b": "def f():\n    from ablations.c import x",
+        "c": "import ablations.a\nimport ablations.d",
+        "d": "import ablations.e\nimport torch",
+        "e": "",
+    }.items():
+        (tmp_path / f"ablations/{name}.py").write_text(text)
+    assert circles(tmp_path, "ablations") == [["ablations.a", "ablations.b", "ablations.c"]]
 
 
 def test_files_and_functions_are_short() -> None:

@@ -1,4 +1,4 @@
-"""The outer loop's optimiser: AdamW, warm-up, cosine."""
+"""The outer loop's optimizer: AdamW, warm-up, cosine."""
 
 from __future__ import annotations
 
