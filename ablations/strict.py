@@ -14,7 +14,7 @@ Model = TypeVar("Model", bound="Settings")
 
 
 class Settings(pydantic.BaseModel):
-    """Base of all settings: frozen, no unknown keys, no silent conversions; read them with `parse`."""
+    """Base of all settings: frozen, no unknown keys, no silent conversions; `parse` reads them."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -31,13 +31,13 @@ def parse(model: type[Model], data: Any, where: str) -> Model:
 
 def assignments(pairs: Iterable[str]) -> dict[str, Any]:
     """Read `key=value` pairs as nested options: values are YAML, dots in keys reach inside mappings."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         *path, last = key.split(".")
         if not equals or not all([*path, last]):
             raise ValueError(f"an option is key=value, such as dim=64 or rule.depth=1; got {pair!r}.")
-        inside = found
+        inside = options
         for part in path:
             inside = inside.setdefault(part, {})
             if not isinstance(inside, dict):
@@ -47,7 +47,7 @@ def assignments(pairs: Iterable[str]) -> dict[str, Any]:
         if last in inside:
             raise ValueError(f"the option {key!r} is given twice.")
         inside[last] = load_yaml(value, f"the option {pair!r}")
-    return found
+    return options
 
 
 def _reason(model: type[Settings], item: Any, where: str) -> str:
@@ -63,7 +63,7 @@ def _reason(model: type[Settings], item: Any, where: str) -> str:
 
 
 def _keys(model: type[Settings], path: list[Any]) -> list[str]:
-    """The known keys of the settings that lie at a path inside a model."""
+    """The known keys of the settings at a path inside a model."""
     for part in path:
         kinds = [model.model_fields[part].annotation] if part in model.model_fields else []
         inner = [k for kind in kinds for k in (kind, *getattr(kind, "__args__", ())) if isinstance(k, type)]

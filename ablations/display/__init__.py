@@ -1,4 +1,4 @@
-"""The text that a person sees in a terminal: progress bars, tables and messages.
+"""Terminal output: progress bars, tables and messages.
 
 console.py      the two streams, messages, bars
 runs.py         training runs

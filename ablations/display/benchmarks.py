@@ -19,7 +19,7 @@ COLORS = {"reached": "green", "not reached": "red", "not resolved": "yellow"}
 
 @contextmanager
 def benchmark_bar(name: str, console: Console) -> Iterator[Progress]:
-    """Show a bar; yields the function that moves it."""
+    """Show a bar; yields the function to move it."""
     with bars(console, TextColumn("{task.description}"), BarColumn(bar_width=28), TimeElapsedColumn()) as shown:
         bar = shown.add_task(name, total=None)
 

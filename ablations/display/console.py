@@ -12,12 +12,12 @@ PIPED_WIDTH = 200  # columns of a table for a file or another program
 
 
 def results(piped_width: int = PIPED_WIDTH) -> Console:
-    """The console of results, which may go to a file or another program."""
+    """Return the console of results, often a file or another program."""
     return Console() if sys.stdout.isatty() else Console(width=piped_width)
 
 
 def messages() -> Console:
-    """The console of progress and messages."""
+    """Return the console of progress and messages."""
     return Console(stderr=True)
 
 
@@ -34,7 +34,7 @@ def say_error(console: Console, message: str, *, soft_wrap: bool = True) -> None
 def bars(console: Console, *columns: ProgressColumn, speed_seconds: float = 30) -> Progress:
     """Progress bars in a terminal, nothing elsewhere; they vanish at the end.
 
-    speed_seconds: the last seconds from which the time left is estimated.
+    speed_seconds: the time left is estimated from so many last seconds.
     """
     return Progress(
         *columns,

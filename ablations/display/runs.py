@@ -1,4 +1,4 @@
-"""Training runs on a console: a bar for each one at work, a bar for all of them, a line for each that ended."""
+"""Training runs on a console: a bar per active run, a bar for all runs, a line per finished run."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ COLORS = {"passed": "green", "failed": "bold red", "does not apply": "dim", "exe
 class CheckBar:
     """Progress on a console: a bar in a terminal, a line at every tenth of a long check elsewhere."""
 
-    LONG = 200  # units from which a check is long
+    LONG = 200  # units of a long check, at least
 
     def __init__(self, console: Console, total: int) -> None:
         self.console, self.total, self.done, self.broken = console, total, 0, 0
@@ -47,7 +47,7 @@ class CheckBar:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Hide the bar while results are printed, which share its terminal through another stream."""
+        """Hide the bar while results are printed on the same terminal, through another stream."""
         self._progress.stop()
         yield
         self._progress.start()
@@ -63,7 +63,7 @@ class CheckBar:
 
 
 def print_unusable(refused: Mapping[str, str], console: Console) -> None:
-    """Print the reason of each component that could not be built."""
+    """Print the error of each unusable component."""
     for message in refused.values():
         say_error(console, message, soft_wrap=False)
 
@@ -76,7 +76,7 @@ def print_verdicts(
     several: bool,
     console: Console,
 ) -> None:
-    """Print one component with the options that it was built with, and its laws in order."""
+    """Print one component with its options, and its laws in order."""
     console.print(f"[bold]{escape(component)}[/bold], {_effort(request)}", highlight=False)
     if options:
         made = ", ".join(f"{key}={value!r}" for key, value in options.items())
@@ -102,7 +102,7 @@ def _print_verdict(verdict: Verdict, note: str, console: Console) -> None:
 
 
 def _print_failure(component: str, verdict: Verdict, request: CheckRequest, several: bool, console: Console) -> None:
-    """Print the law's equation, the finding, a hint, and the command that shows the example again."""
+    """Print the law's equation, the finding, a hint, and a command to see the example again."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim", width=10)
     rows.add_column()
@@ -121,7 +121,7 @@ def _print_failure(component: str, verdict: Verdict, request: CheckRequest, seve
 
 
 def _command(component: str, verdict: Verdict, request: CheckRequest, several: bool) -> str:
-    """The command that runs an example again."""
+    """The command to run an example again."""
     kind, _, name = component.partition(" ")
     parts = ["memkit check", *(name if what == "all" else shlex.quote(what) for what in request.what)]
     if several or request.kind:

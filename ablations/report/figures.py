@@ -1,4 +1,4 @@
-"""The two figures of a report, as SVG that follows the reader's light or dark theme."""
+"""The two figures of a report, as SVG, in the reader's light or dark theme."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DASHES = ("none", "7 4", "2 3")
 
 
 def standalone(svg: str) -> str:
-    """A figure as a file of its own, with its colors and a background."""
+    """Turn a figure into a file of its own, with its colors and a background."""
     style = tag("style", THEME + FIGURES)
     background = tag("rect", width="100%", height="100%", fill="var(--paper)")
     head, rest = svg.split(">", 1)
@@ -24,7 +24,7 @@ def standalone(svg: str) -> str:
 
 
 def dots(results: dict[str, Any]) -> str:
-    """The headline metric of each variant: its seeds, their range and their mean, beside the baseline's."""
+    """Draw the headline metric of each variant: its seeds, their range and their mean, beside the baseline's."""
     rows = summaries(results)
     values = [value for row in rows for value in row.values]
     if not values:
@@ -69,7 +69,7 @@ def _dot_row(row: Summary, i: int, x: Scale, y: float, leads: bool) -> str:
 
 
 def curves(results: dict[str, Any]) -> str:
-    """Learning curves: the mean over seeds, their range as a band, a name at each curve's end."""
+    """Draw learning curves: the mean over seeds, their range as a band, a name at each curve's end."""
     rows = [(i, row) for i, row in enumerate(summaries(results)) if row.curve]
     if not rows:
         return frame(90, "No evaluation yet", text("No evaluation yet.", 24, 50, "muted"))
@@ -127,7 +127,7 @@ def _yardstick(yardstick: dict[str, Any], x: Scale, y: Scale) -> str:
 
 
 def frame(height: float, label: str, *parts: str) -> str:
-    """The figure's root element; the label is what a screen reader says."""
+    """Return the figure's root element, with a label for screen readers."""
     return tag(
         "svg",
         *parts,

@@ -1,4 +1,4 @@
-"""`report.html`: one file, no scripts, nothing fetched, for light and dark screens and for paper."""
+"""`report.html`: one file without scripts or links, for light and dark screens and for paper."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ablations.report.table import failures, footnote, headline, make_table
 
 
 def page(results: dict[str, Any]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     report = results["report"]
     body = [
         tag("p", "memkit ablation", class_="eyebrow"),
@@ -39,7 +39,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def document(title: str, body: list[str], style: str = "") -> str:
-    """A page of its own: markup in the house's style, and some style besides."""
+    """Return a complete page: a title, the body's markup, and further style."""
     head = [
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
@@ -52,7 +52,7 @@ def document(title: str, body: list[str], style: str = "") -> str:
 
 
 def paragraph(content: str, class_: str = "") -> str:
-    """A paragraph of plain words, `code` in backquotes; nothing for no words."""
+    """Return a paragraph of plain text, with `code` in backquotes; nothing for an empty text."""
     return tag("p", re.sub("`([^`]+)`", r"<code>\1</code>", escape(content)), class_=class_) if content else ""
 
 

@@ -94,7 +94,7 @@ def test_when_each_seed_solved_the_task_is_a_column_where_that_means_something(r
     column = table.columns.index("solved at step")
     assert table.columns[column - 1] == "seeds" and len(table.yardstick) == len(table.columns)
     assert [line.cells[column] for line in table.lines] == ["3, never", "3, 3", "4, 4"]
-    assert "first evaluation at which bits per byte was 3.5 or better, one a seed" in document(changed)
+    assert "first evaluation at which bits per byte was 3.5 or better, one per seed" in document(changed)
     changed["metric"].update(direction="higher", solved=5.4)
     assert [line.cells[column] for line in make_table(changed).lines] == ["1, 1", "never, 1", "1, 1"]
     for one in changed["runs"]:
