@@ -223,7 +223,8 @@ def _check_published(grid: Grid) -> None:
         if name not in known:
             raise ValueError(f"there is no variant {name!r}. {nearest(name, known)}")
         if len(values) != len(published.columns):
-            raise ValueError(f"{name!r} has {len(values)} figures for {len(published.columns)} columns. Use null for none.")
+            counts = f"{len(values)} figures for {len(published.columns)} columns"
+            raise ValueError(f"{name!r} has {counts}. Use null for a column without one.")
 
 
 def shipped() -> list[str]:
