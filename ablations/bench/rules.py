@@ -10,7 +10,7 @@ import torch
 import memkit
 from ablations.bench.base import Benchmark, Progress, benchmark
 from ablations.bench.timing import Times, take_turns
-from memkit.engine.inputs import gate_shape
+from memkit.engine import gate_shape
 from memkit.rule import Rule
 
 TOKENS, HEADS, WIDTH, ROUNDS = 2048, 4, 64, 5
@@ -22,7 +22,7 @@ YARDSTICK = "titans, depth 1"
 
 @benchmark("rules")
 def rules(progress: Progress) -> Benchmark:
-    """Time and state of every registered rule, relative to `titans` with one matrix per head in the dual form."""
+    """Time and state of every registered rule, relative to `titans` with one matrix per head."""
     known: dict[str, Rule] = {YARDSTICK: memkit.build("rule", "titans", depth=1)}
     known |= {name: memkit.build("rule", name) for name in memkit.names("rule")}
     times: dict[bool, dict[str, Times]] = {}

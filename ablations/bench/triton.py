@@ -1,4 +1,4 @@
-"""`memkit bench triton`: the form `triton` against `dual`, eager and compiled, on a CUDA device."""
+"""`memkit bench triton`: the form `triton` against `fused`, eager and compiled, on a CUDA device."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import memkit
 from ablations.bench.base import Benchmark, Progress, benchmark
 from ablations.bench.problems import Problem, problem
 from ablations.bench.timing import take_turns
-from memkit.engine.plan import Form
+from memkit.engine import FormName as Form
 from memkit.state import Tree, map_tensors, tensors
 
 BATCHES, TOKENS, HEADS, WIDTH, MINI_BATCH, REPEATS = (8, 64), 2048, 4, 64, 64, 5
 KERNEL = "triton"
 FORMS: dict[str, dict[str, Any]] = {
     KERNEL: {"form": "triton"},
-    "dual": {"form": "dual"},
-    "dual, compiled": {"form": "dual", "compiled": True},
+    "fused": {"form": "fused"},
+    "fused, compiled": {"form": "fused", "compiled": True},
 }
 PRECISIONS = ("highest", "high")
 """Names of torch: products close to float32 for the kernel, and products in TF32."""
@@ -32,7 +32,7 @@ Run = Callable[[], tuple[Tensor, ...]]
 
 @benchmark("triton")
 def triton(progress: Progress) -> Benchmark:
-    """Time and distance of the kernels of the form `triton` beside `dual`, on a GPU.
+    """Time and distance of the kernels of the form `triton` beside `fused`, on a GPU.
 
     Raises `ValueError` on a machine without one.
     """
@@ -63,7 +63,8 @@ def device() -> str:
     """Return the device to measure on; `ValueError` on a machine without a GPU."""
     if not torch.cuda.is_available():
         raise ValueError(
-            "benchmark 'triton' times GPU kernels, but this machine has no CUDA device. Run it on a machine with one."
+            "benchmark 'triton' times GPU kernels, but this machine has no CUDA device. Run it on a machine with one. "
+            "The docstring of memkit.engine.forms.triton says what is known without a GPU."
         )
     return "cuda"
 
