@@ -101,7 +101,7 @@ def _shapes(checkpoint: Path) -> dict[str, list[int]]:
     """The shape of every tensor of a checkpoint, by name."""
     if not _is_whole(checkpoint):
         metadata = _reader(checkpoint).read_metadata()
-        return {name: list(found.size) for name, found in metadata.state_dict_metadata.items()}
+        return {name: list(tensor.size) for name, tensor in metadata.state_dict_metadata.items()}
     shapes = {}
     for path in checkpoint.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:

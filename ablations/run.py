@@ -92,10 +92,10 @@ def execute(
     except DivergedError as error:
         status, message = DIVERGED, str(error)
         _keep(training, folder)
-    found = {"status": status, "message": message, **_describe(training, spec), **size}
+    ended = {"status": status, "message": message, **_describe(training, spec), **size}
     if ranks.is_main:
-        write_json(folder / "result.json", found)
-    return found
+        write_json(folder / "result.json", ended)
+    return ended
 
 
 def claim(spec: RunSpec, folder: Path, ranks: Ranks = SINGLE) -> None:
@@ -125,9 +125,9 @@ def history(folder: Path) -> list[dict[str, Any]]:
 def record_failure(folder: Path, message: str, details: str) -> dict[str, Any]:
     """Write the result of a run that stopped with an error, with details in `error.txt`, and return it."""
     write_text(folder / "error.txt", details)
-    found = {"status": FAILED, "message": message}
-    write_json(folder / "result.json", found)
-    return found
+    ended = {"status": FAILED, "message": message}
+    write_json(folder / "result.json", ended)
+    return ended
 
 
 def load(folder: Path) -> tuple[RunSpec, nn.Module]:

@@ -140,14 +140,14 @@ def _step(training: Training, task: Task, config: TrainConfig, name: str) -> flo
 
 def _diverged(training: Training, batches: list[Batch], config: TrainConfig, seen: str) -> DivergedError:
     """Build the error for numbers in these batches that are not finite, with their first place."""
-    found = None
+    place = None
     with training.ranks.whole(training.model), _precision(config):
         for batch in batches:  # all ranks search all rows, and so agree
-            found = found or find_divergence(training.model, batch.ids.to(find_device(config.device)))
-    where = "The forward pass, run again, is finite" if found is None else f"First, {found}"
-    hint = f"A smaller lr, a longer warmup or a smaller clip may help.{found.remedy if found else ''}"
+            place = place or find_divergence(training.model, batch.ids.to(find_device(config.device)))
+    where = "The forward pass, run again, is finite" if place is None else f"First, {place}"
+    hint = f"A smaller lr, a longer warmup or a smaller clip may help.{place.remedy if place else ''}"
     error = DivergedError(f"{seen} {where}. {hint}")
-    error.where = found
+    error.where = place
     return error
 
 

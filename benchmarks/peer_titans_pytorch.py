@@ -76,12 +76,12 @@ def ours(options: argparse.Namespace) -> Any:
 def theirs(options: argparse.Namespace) -> Any:
     """Build the layer of titans-pytorch; `ImportError` says how to install it."""
     try:
-        found = version(PEER)
+        installed = version(PEER)
     except PackageNotFoundError:
-        found = "not installed"
-    if found != PEER_VERSION:
+        installed = "not installed"
+    if installed != PEER_VERSION:
         raise ImportError(
-            f"{PEER} {PEER_VERSION} is needed, and in {sys.executable} it is {found}. Install it with "
+            f"{PEER} {PEER_VERSION} is needed, and in {sys.executable} it is {installed}. Install it with "
             "`pip install -e '.[bench]'`, or name an interpreter that has it with --peer-python."
         )
     from titans_pytorch import NeuralMemory  # pyright: ignore[reportMissingImports]
@@ -260,16 +260,16 @@ def main() -> int:
         serve(lambda: prepare(options))
         return 0
     try:
-        found = benchmark(options, drive(options))
+        figures = benchmark(options, drive(options))
     except (RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(found.markdown())
+    print(figures.markdown())
     if options.out:
         from ablations.bench.page import write_page
 
         how = "_recompute" * bool(options.recompute) + "_compiled" * options.compile
-        found.write(options.out, f"peer_{options.setting}{how}")
+        figures.write(options.out, f"peer_{options.setting}{how}")
         write_page(options.out)
     return 0
 

@@ -42,14 +42,16 @@ SIZES = Sizes()
 def compiling(progress: Progress) -> Benchmark:
     """Time the first training step of a compiled layer, and the later steps beside those of the eager layer."""
     calls = {(n, way): (SIZES, n, way) for n in SIZES.tokens for way in WAYS}
-    found: dict[tuple[int, str], tuple[float, list[float]]] = {}
+    measured: dict[tuple[int, str], tuple[float, list[float]]] = {}
     for event in run_all(measure, calls, 1, fresh=True):
         if event.kind == "failed":
             raise RuntimeError(f"{event.key[1]}, {event.key[0]} tokens: {event.value}\n{event.details}")
         if event.kind == "done":
-            found[event.key] = event.value
-        progress(f"{event.key[1]}, {event.key[0]:,} tokens", len(found), len(calls))
-    rows = tuple((f"{n:,}", way, f"{first:.0f}", str(Spread.of(shares))) for (n, way), (first, shares) in found.items())
+            measured[event.key] = event.value
+        progress(f"{event.key[1]}, {event.key[0]:,} tokens", len(measured), len(calls))
+    rows = tuple(
+        (f"{n:,}", way, f"{first:.0f}", str(Spread.of(shares))) for (n, way), (first, shares) in measured.items()
+    )
     notes = (
         f"One Titans layer (dim {SIZES.dim}, {SIZES.heads} heads, {MEMORY}, mini-batches of {SIZES.mini_batch}, "
         f"one row, float32), forward and backward, compiled by {SIZES.backend}; a process of one thread and "
@@ -58,7 +60,7 @@ def compiling(progress: Progress) -> Benchmark:
         f"{SIZES.rounds} rounds, in which both take turns)."
     )
     columns = ("tokens", "compiled by", "first step, s", "share of the time")
-    data = {f"{n}, {way}": {"first": first, "shares": shares} for (n, way), (first, shares) in found.items()}
+    data = {f"{n}, {way}": {"first": first, "shares": shares} for (n, way), (first, shares) in measured.items()}
     return Benchmark("Compiling a layer", columns, rows, notes, data)
 
 

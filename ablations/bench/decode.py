@@ -81,7 +81,7 @@ def decode(progress: Progress) -> Benchmark:
         calls |= more
     total, done = (ROUNDS + 1) * len(calls), itertools.count()
     times = take_turns(calls, ROUNDS, lambda what: progress(what, next(done), total))
-    us = {what: 1e6 * found.median / TOKENS for what, found in times.items()}
+    us = {what: 1e6 * own.median / TOKENS for what, own in times.items()}
     crossings = {name: _crossing(name, times) for name in names}
     rows = [_row(context, us, names) for context in CONTEXTS]
     rows.append(("faster from", "", *(describe(crossings[name], CONTEXTS) for name in names)))
@@ -97,7 +97,7 @@ def decode(progress: Progress) -> Benchmark:
     data = {
         "parameters": system(YARDSTICK, hidden[YARDSTICK]).num_parameters(),
         "us": us,
-        "faster_from": {name: vars(found) for name, found in crossings.items()},
+        "faster_from": {name: vars(spread) for name, spread in crossings.items()},
     }
     return Benchmark("Decoding", ("context", YARDSTICK, *names), tuple(rows), notes, data, plots=(_plot(us, names),))
 
@@ -138,12 +138,12 @@ def _ids(tokens: int) -> Tensor:
 
 def _crossing(name: str, times: dict[str, Times]) -> Spread:
     """The crossing of each round: the model's mean over its contexts against the transformer's line."""
-    found = []
+    lengths = []
     for i in range(ROUNDS):
         own = sum(times[call(name, n)].seconds[i] for n in REACHED) / len(REACHED)
         yardstick = [times[call(YARDSTICK, n)].seconds[i] for n in CONTEXTS]
-        found.append(crossing(CONTEXTS, [own] * len(CONTEXTS), yardstick))
-    return Spread.of(found)
+        lengths.append(crossing(CONTEXTS, [own] * len(CONTEXTS), yardstick))
+    return Spread.of(lengths)
 
 
 def _row(context: int, us: dict[str, float], names: list[str]) -> tuple[str, ...]:

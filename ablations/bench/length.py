@@ -43,8 +43,8 @@ def length(progress: Progress) -> Benchmark:
             progress(f"memory of {tokens:,} tokens, {name}", next(done), total)
             grown[name][tokens] = growth(training_step, tokens, recompute)
     calls = {call(n, name): training_step(n, recompute) for n in LENGTHS for name, recompute in modes.items()}
-    found = take_turns(calls, REPEATS, lambda what: progress(what, next(done), total))
-    times = {name: {n: found[call(n, name)].each(n) for n in LENGTHS} for name in modes}
+    taken = take_turns(calls, REPEATS, lambda what: progress(what, next(done), total))
+    times = {name: {n: taken[call(n, name)].each(n) for n in LENGTHS} for name in modes}
     notes = (
         f"A training step of one Titans layer (dim {DIM}, {HEADS} heads, {MEMORY}, mini-batches of "
         f"{MINI_BATCH}, one row, float32), {torch.get_num_threads()} thread(s): microseconds per token, the ratio of "

@@ -36,19 +36,19 @@ class Measured:
 def models(progress: Progress) -> Benchmark:
     """Time and memory of one training step of LMM, MAC, MAG, MAL and a transformer of equal parameters."""
     hidden, done = equal_hidden(), itertools.count()
-    found, total = {name: Measured() for name in OWN}, len(OWN) * (len(LENGTHS) * (ROUNDS + 1) + len(WEIGHED))
+    measured, total = {name: Measured() for name in OWN}, len(OWN) * (len(LENGTHS) * (ROUNDS + 1) + len(WEIGHED))
     for tokens in LENGTHS:
-        going = [name for name in OWN if _goes_on(found[name], tokens)]
+        going = [name for name in OWN if _goes_on(measured[name], tokens)]
         for name in going if tokens in WEIGHED else ():
             progress(f"memory of {name}, {tokens:,} tokens", next(done), total)
-            found[name].mib[tokens] = growth(training_step, name, hidden[name], tokens)
+            measured[name].mib[tokens] = growth(training_step, name, hidden[name], tokens)
         calls = {name: training_step(name, hidden[name], tokens) for name in going}
         for name, times in take_turns(
             calls, ROUNDS, lambda what, n=tokens: progress(f"{what}, {n:,} tokens", next(done), total)
         ).items():
-            found[name].times[tokens] = times.each(tokens * batch(tokens))
-    crossings = {name: _crossing(found[YARDSTICK], own) for name, own in found.items() if name != YARDSTICK}
-    rows = [_row(tokens, found) for tokens in LENGTHS]
+            measured[name].times[tokens] = times.each(tokens * batch(tokens))
+    crossings = {name: _crossing(measured[YARDSTICK], own) for name, own in measured.items() if name != YARDSTICK}
+    rows = [_row(tokens, measured) for tokens in LENGTHS]
     rows.append(("faster from", "", *(describe(crossings[name], LENGTHS) for name in OWN if name != YARDSTICK)))
     notes = (
         f"One training step, forward and backward of the mean cross-entropy ({SHAPE}; models of as many parameters, "
@@ -61,11 +61,11 @@ def models(progress: Progress) -> Benchmark:
     )
     data = {
         "parameters": system(YARDSTICK, hidden[YARDSTICK]).num_parameters(),
-        "seconds_a_token": {name: {str(n): t.seconds for n, t in own.times.items()} for name, own in found.items()},
-        "growth_mib": {name: {str(n): mib for n, mib in own.mib.items()} for name, own in found.items()},
+        "seconds_a_token": {name: {str(n): t.seconds for n, t in own.times.items()} for name, own in measured.items()},
+        "growth_mib": {name: {str(n): mib for n, mib in own.mib.items()} for name, own in measured.items()},
         "faster_from": {name: vars(spread) for name, spread in crossings.items()},
     }
-    return Benchmark("Training whole models", ("tokens", *OWN), tuple(rows), notes, data, plots=_plots(found))
+    return Benchmark("Training whole models", ("tokens", *OWN), tuple(rows), notes, data, plots=_plots(measured))
 
 
 def batch(tokens: int) -> int:
@@ -86,36 +86,36 @@ def training_step(name: str, hidden: int, tokens: int) -> Callable[[], None]:
     return run
 
 
-def _goes_on(found: Measured, tokens: int) -> bool:
+def _goes_on(measured: Measured, tokens: int) -> bool:
     """Return True if a step over `tokens` tokens should stay within the limits, judged by the shorter lengths."""
     before = [n for n in LENGTHS if n < tokens][-2:]
-    if any(n not in found.times for n in before):
+    if any(n not in measured.times for n in before):
         return False
     if len(before) < 2:
         return True
-    earlier, last = (found.times[n].median * n * batch(n) for n in before)
-    mib = max((mib * tokens * batch(tokens) / (n * batch(n)) for n, mib in found.mib.items()), default=0)
+    earlier, last = (measured.times[n].median * n * batch(n) for n in before)
+    mib = max((mib * tokens * batch(tokens) / (n * batch(n)) for n, mib in measured.mib.items()), default=0)
     return last * last / earlier <= MOST_SECONDS and mib <= MOST_MIB
 
 
 def _crossing(yardstick: Measured, own: Measured) -> Spread:
     """The crossing of each round, over the lengths measured for both."""
     both = [n for n in LENGTHS if n in yardstick.times and n in own.times]
-    seconds = [[[found.times[n].seconds[i] for n in both] for found in (own, yardstick)] for i in range(ROUNDS)]
+    seconds = [[[one.times[n].seconds[i] for n in both] for one in (own, yardstick)] for i in range(ROUNDS)]
     return Spread.of([crossing(both, *pair) for pair in seconds])
 
 
-def _row(tokens: int, found: dict[str, Measured]) -> tuple[str, ...]:
+def _row(tokens: int, measured: dict[str, Measured]) -> tuple[str, ...]:
     def cell(own: Measured) -> str:
         us = f"{1e6 * own.times[tokens].median:,.0f} us" if tokens in own.times else ""
         return f"{us}, {own.mib[tokens]:,.0f} MiB" if tokens in own.mib else us
 
-    return (f"{tokens:,}", *map(cell, found.values()))
+    return (f"{tokens:,}", *map(cell, measured.values()))
 
 
-def _plots(found: dict[str, Measured]) -> tuple[Lines, ...]:
-    us = {name: [[n, 1e6 * t.median] for n, t in own.times.items()] for name, own in found.items()}
-    mib = {name: [[n, grown] for n, grown in own.mib.items()] for name, own in found.items()}
+def _plots(measured: dict[str, Measured]) -> tuple[Lines, ...]:
+    us = {name: [[n, 1e6 * t.median] for n, t in own.times.items()] for name, own in measured.items()}
+    mib = {name: [[n, grown] for n, grown in own.mib.items()] for name, own in measured.items()}
     return (
         Lines("A training step", "tokens of a text", "microseconds per token", us),
         Lines("Memory of a training step", "tokens of a text", "MiB at the peak", mib),

@@ -51,18 +51,18 @@ SIZES = Sizes()
 @benchmark("stream")
 def stream(progress: Progress) -> Benchmark:
     """Stream 2^21 tokens through each architecture; the end must equal a short call from a saved state."""
-    done, found, failures = dict.fromkeys(MODELS, 0), {}, {}
+    done, models, failures = dict.fromkeys(MODELS, 0), {}, {}
     total = len(MODELS) * SIZES.tokens // SIZES.chunk
     for event in run_all(one, {name: (name, SIZES) for name in MODELS}, torch.get_num_threads(), fresh=True):
         if event.kind == "failed":
             failures[event.key] = Failure(f"streaming through {event.key}", str(event.value), event.details)
         elif event.kind == "done":
-            found[event.key] = event.value
+            models[event.key] = event.value
         else:
             done[event.key] = event.value
             progress(str(event.key), sum(done.values()), total)
-    found, failures = ({name: given[name] for name in MODELS if name in given} for given in (found, failures))
-    if not found:
+    models, failures = ({name: given[name] for name in MODELS if name in given} for given in (models, failures))
+    if not models:
         raise RuntimeError("\n".join(f"{failure}\n{failure.details}" for failure in failures.values()))
     columns = ("model", "us per token, first", "last", "MiB, first", "all", "state, KiB", "difference", "finite")
     notes = (
@@ -74,50 +74,50 @@ def stream(progress: Progress) -> Benchmark:
         f"saved before them. Ratios of times: calls of {SIZES.chunk:,} tokens, and of one token, from an "
         f"early state and from the last one, {SIZES.rounds} rounds in which both take turns."
     )
-    goals = tuple(goal for name, figures in found.items() for goal in _goals(name, figures))
+    goals = tuple(goal for name, figures in models.items() for goal in _goals(name, figures))
     return Benchmark(
         "Streaming",
         columns,
-        tuple(_row(*item) for item in found.items()),
+        tuple(_row(*item) for item in models.items()),
         notes,
-        {"models": found},
+        {"models": models},
         goals,
-        _plots(found),
+        _plots(models),
         failures=tuple(failures.values()),
     )
 
 
-def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+def _row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
     return (
         name,
-        f"{found['first_us']:.0f}",
-        f"{found['last_us']:.0f}",
-        f"{found['early_mib']:.1f}",
-        f"{found['peak_mib']:.1f}",
-        f"{found['state_kib']:,.0f}",
-        f"{found['difference']:.1e}",
-        "yes" if found["finite"] else "no",
+        f"{figures['first_us']:.0f}",
+        f"{figures['last_us']:.0f}",
+        f"{figures['early_mib']:.1f}",
+        f"{figures['peak_mib']:.1f}",
+        f"{figures['state_kib']:,.0f}",
+        f"{figures['difference']:.1e}",
+        "yes" if figures["finite"] else "no",
     )
 
 
-def _goals(name: str, found: dict[str, Any]) -> list[Goal]:
+def _goals(name: str, figures: dict[str, Any]) -> list[Goal]:
     def at_most(reach: float, what: str, ours: str, yardstick: str, figure: Spread, unit: str = "times") -> Goal:
         return Goal(f"{name}: {what}", ours, yardstick, figure, reach, True, unit)
 
-    late, begun, peak_mib = f"after {SIZES.tokens:,} tokens", found["early_mib"], found["peak_mib"]
-    difference = found["difference"] if found["finite"] else math.nan
+    late, begun, peak_mib = f"after {SIZES.tokens:,} tokens", figures["early_mib"], figures["peak_mib"]
+    difference = figures["difference"] if figures["finite"] else math.nan
     memory = f"{peak_mib:.1f} MiB", f"{begun:.1f} MiB in the first eighth", single(peak_mib / begun)
     goals = [at_most(1.02, f"largest resident memory {late}", *memory)]
     for key, what, early in (("calls", "time per token", SIZES.chunk), ("decoding", "decoding", SIZES.early)):
-        first, last = (f"{us:.0f} us per token" for us in found[key]["us"])
-        goals.append(at_most(1.1, f"{what} {late}", last, f"{first} after {early:,}", Spread(**found[key]["ratio"])))
+        first, last = (f"{us:.0f} us per token" for us in figures[key]["us"])
+        goals.append(at_most(1.1, f"{what} {late}", last, f"{first} after {early:,}", Spread(**figures[key]["ratio"])))
     end = "one stream", "a call from the saved state", single(difference)
     return [*goals, at_most(1e-6, f"the last {SIZES.chunk:,} outputs", *end, "apart")]
 
 
-def _plots(found: dict[str, Any]) -> tuple[Lines, ...]:
+def _plots(models: dict[str, Any]) -> tuple[Lines, ...]:
     def lines(key: str) -> dict[str, list[list[float]]]:
-        return {name: [list(point) for point in figures[key]] for name, figures in found.items()}
+        return {name: [list(point) for point in figures[key]] for name, figures in models.items()}
 
     return (
         Lines("Time per token while streaming", "tokens so far", "microseconds per token", lines("us_so_far")),

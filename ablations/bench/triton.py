@@ -42,13 +42,13 @@ def triton(progress: Progress) -> Benchmark:
     for batch, precision, training in cases:
         title = f"{batch} x {HEADS}, {precision}, {'forward and backward' if training else 'forward'}"
         with products(precision):
-            found = one(
+            forms = one(
                 batch, where, training, lambda name, title=title: progress(f"{title}: {name}", next(done), total)
             )
-        for name, figures in found.items():
+        for name, figures in forms.items():
             seconds, ratio, off = figures["seconds"], figures["ratio"], figures["distance"]
             rows.append((title, name, f"{1e3 * seconds:.2f}", str(ratio), f"{off:.1e}"))
-        data[title] = {name: figures | {"ratio": vars(figures["ratio"])} for name, figures in found.items()}
+        data[title] = {name: figures | {"ratio": vars(figures["ratio"])} for name, figures in forms.items()}
     notes = (
         f"The memory of Titans (MLP of depth 2 and expansion 4) without its layer, {HEADS} heads of {WIDTH}, "
         f"mini-batches of {MINI_BATCH}, T = {TOKENS}, float32, on {name_of(where)}; {REPEATS} rounds in which all take "
@@ -64,7 +64,7 @@ def device() -> str:
     if not torch.cuda.is_available():
         raise ValueError(
             "benchmark 'triton' times GPU kernels, but this machine has no CUDA device. Run it on a machine with one. "
-            "The docstring of memkit.engine.forms.triton says what is known without a GPU."
+            "The docstring of memkit.engine.forms.triton.form says what is known without a GPU."
         )
     return "cuda"
 
@@ -141,6 +141,6 @@ def waited(run: Run, where: str) -> Callable[[], None]:
     return until_done
 
 
-def distance(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
+def distance(results: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
     """Return the largest difference, relative to the largest number of its tensor, over all tensors."""
-    return max(float((x - y).abs().max() / y.abs().max()) for x, y in zip(found, exact, strict=True))
+    return max(float((x - y).abs().max() / y.abs().max()) for x, y in zip(results, exact, strict=True))

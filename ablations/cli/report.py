@@ -24,7 +24,7 @@ def report(folder: Annotated[Path, typer.Argument(help="The folder of `memkit ab
 
 def show_report(folder: Path) -> dict[str, Any]:
     """Write a grid's report, print its table, and return its results."""
-    found = write_report(folder)
-    print_table(found, results())
+    grid = write_report(folder)
+    print_table(grid, results())
     say(messages(), f"Report: {folder / 'report.html'}")
-    return found
+    return grid
