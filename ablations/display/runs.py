@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ablations.display.console import bars
@@ -64,7 +65,7 @@ class RunsDisplay:
     def _show(self, key: Key, step: int, note: str) -> None:
         spec = self._todo[key]
         if key not in self._bars:
-            self._bars[key] = self._progress.add_task(spec.name, total=spec.train.steps, note="")
+            self._bars[key] = self._progress.add_task(escape(spec.name), total=spec.train.steps, note="")
         self._progress.update(self._bars[key], completed=step, note=note)
         self._progress.advance(self._all, step - self._steps.get(key, 0))
         self._steps[key] = step
@@ -72,10 +73,10 @@ class RunsDisplay:
 
 def _ending(event: Event[Key]) -> str:
     """One line about a run at its end."""
-    name = f"{event.key[0]} (seed {event.key[1]})"
+    name = escape(f"{event.key[0]} (seed {event.key[1]})")
     if event.kind == "failed":
-        return f"{name}: [red]failed: {event.value}[/red]"
+        return f"{name}: [red]failed: {escape(event.value)}[/red]"
     if event.value["status"] != FINISHED:
-        return f"[red]{event.value['message']}[/red]"
+        return f"[red]{escape(event.value['message'])}[/red]"
     scores = ", ".join(f"{value:.3f} {metric}" for metric, value in event.value["held_out"].items())
     return f"{name}: [bold]{scores}[/bold], {event.value['seconds']:.0f} s of training"

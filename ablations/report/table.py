@@ -181,7 +181,7 @@ def print_table(results: dict[str, Any], console: Console) -> None:
     if shown < len(table.columns):
         left_out = escape(", ".join(table.columns[shown:]))
         console.print(f"[dim]Too narrow for: {left_out}. They are in the report.[/dim]", highlight=False)
-    console.print(headline(results), highlight=False)
+    console.print(escape(headline(results)), highlight=False)
     for failure in failures(results):
         console.print(f"[red]{escape(failure)}[/red]", highlight=False)
 
