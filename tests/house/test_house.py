@@ -77,30 +77,6 @@ def wrong_imports(house: Path) -> list[str]:
     return found
 
 
-def circles(house: Path, storey: str) -> list[list[str]]:
-    """Every set of modules that import each other in a circle, wherever in them the imports stand."""
-    names = {module_name(house, path): path for path in sources(house, storey)}
-    uses: dict[str, set[str]] = {}
-    for module, path in names.items():
-        # `from a import b` uses the module a.b, or else what a's own file defines
-        used = (name if name in names else name.rpartition(".")[0] for _, name in imports(house, path))
-        uses[module] = {name for name in used if name in names and name != module}
-    reach = {module: reached(module, uses) for module in names}
-    together = {frozenset(other for other in reach[module] if module in reach[other]) for module in names}
-    return sorted(sorted(ring) for ring in together if ring)
-
-
-def reached(module: str, uses: dict[str, set[str]]) -> set[str]:
-    """All modules that a module imports, and those that they import."""
-    found: set[str] = set()
-    waiting = [module]
-    while waiting:
-        new = uses[waiting.pop()] - found
-        found |= new
-        waiting += new
-    return found
-
-
 def is_front_door(house: Path, name: str) -> bool:
     """Whether `memkit.x` is something that the package hands out, and no module."""
     package, last = name.split(".")
@@ -171,25 +147,6 @@ def test_a_wrong_import_is_seen(file: str, line: str, wrong: bool, tmp_path: Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"import torch\n\n{line}\n")
     assert bool(wrong_imports(tmp_path)) == wrong
-
-
-@pytest.mark.parametrize("storey", ["architectures", "ablations"])
-def test_imports_have_no_circle(storey: str) -> None:
-    assert circles(HOUSE, storey) == []
-
-
-def test_a_circle_is_seen(tmp_path: Path) -> None:
-    (tmp_path / "ablations").mkdir()
-    for name, text in {
-        "__init__": "from ablations.a import x",
-        "a": "if TYPE_CHECKING:\n    from ablations import b",
-        "b": "def f():\n    from ablations.c import x",
-        "c": "import ablations.a\nimport ablations.d",
-        "d": "import ablations.e\nimport torch",
-        "e": "",
-    }.items():
-        (tmp_path / f"ablations/{name}.py").write_text(text)
-    assert circles(tmp_path, "ablations") == [["ablations.a", "ablations.b", "ablations.c"]]
 
 
 def test_files_and_functions_are_short() -> None:
