@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from architectures.language_model import LanguageModel
-from architectures.titans import titans_model
+from architectures.uniform import uniform_model
 from memkit.checks import positive
 from memkit.mixers.base import Mixer, MixerState
 from memkit.mixers.neural_memory import NeuralMemory
 from memkit.mixers.specs import RuleSpec, every_so_often, one_each
-from memkit.registry import register
+from memkit.registry import register, takes_options_of
 
 LEVELS = (1, 16, 256)
 
@@ -35,6 +35,7 @@ class BankState(MixerState):
 
 
 @register("mixer", "bank")
+@takes_options_of(NeuralMemory, but=("products",))
 class MemoryBank(Mixer):
     """Memories of one input, of which each writes once in so many tokens; a learned sum of what they say.
 
@@ -59,9 +60,7 @@ class MemoryBank(Mixer):
         heads: int = 4,
         levels: Sequence[int] = LEVELS,
         rule: RuleSpec | list[RuleSpec] = "titans",
-        conv: int = 4,
-        surprise_limit: float | None = None,
-        recompute: int | None = None,
+        **memory: Any,
     ) -> None:
         if not levels:
             raise ValueError(f"a bank needs at least one level, such as levels={list(LEVELS)}.")
@@ -69,10 +68,7 @@ class MemoryBank(Mixer):
             positive("a level, in tokens per write,", level)
         super().__init__(dim)
         rules = [every_so_often(one, n) for n, one in zip(levels, one_each(rule, len(levels), "levels"), strict=True)]
-        self.memories = nn.ModuleList(
-            NeuralMemory(dim=dim, heads=heads, rule=one, conv=conv, surprise_limit=surprise_limit, recompute=recompute)
-            for one in rules
-        )
+        self.memories = nn.ModuleList(NeuralMemory(dim=dim, heads=heads, rule=one, **memory) for one in rules)
         self.weights = nn.Parameter(torch.full((len(levels), dim), 1 / len(levels)))
 
     def init_state(self, batch: int) -> BankState:
@@ -103,32 +99,11 @@ class MemoryBank(Mixer):
 
 
 @register("architecture", "bank")
-def bank(
-    *,
-    vocab_size: int,
-    dim: int = 128,
-    depth: int = 4,
-    heads: int = 4,
-    levels: Sequence[int] = LEVELS,
-    persistent: int = 4,
-    rule: RuleSpec | list[RuleSpec] = "titans",
-    conv: int = 4,
-    surprise_limit: float | None = None,
-    recompute: int | None = None,
-    feed_forward: float = 8 / 3,
-    checkpoint: bool = False,
-) -> LanguageModel:
-    """A bank of memories that learn at different frequencies in every layer; options as for the mixer `bank`."""
-    mixers = [
-        MemoryBank(
-            dim=dim,
-            heads=heads,
-            levels=levels,
-            rule=rule,
-            conv=conv,
-            surprise_limit=surprise_limit,
-            recompute=recompute,
-        )
-        for _ in range(depth)
-    ]
-    return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)
+@takes_options_of(uniform_model, MemoryBank)
+def bank(**options: Any) -> LanguageModel:
+    """Memories of different frequencies, side by side in every layer.
+
+    persistent: learned tokens in front of every layer, 0 for none. feed_forward: width of each SwiGLU in multiples of
+    dim. checkpoint: compute layers again in the backward pass instead of keeping them. Others: as for the mixer `bank`.
+    """
+    return uniform_model(MemoryBank, **options)

@@ -16,16 +16,15 @@ from torch import Tensor, nn
 
 from architectures.language_model import LanguageModel
 from architectures.mag import Gating
-from architectures.titans import titans_model
+from architectures.uniform import uniform_model
 from memkit.checks import positive
 from memkit.engine import MemoryState
 from memkit.layout import Block, lay_out
 from memkit.mixers.attention import attend
 from memkit.mixers.base import Mixer, MixerState
-from memkit.mixers.neural_memory import NeuralMemory, NeuralMemoryState, Products, Projection
+from memkit.mixers.neural_memory import NeuralMemory, NeuralMemoryState, Projection
 from memkit.mixers.rope import Rotary
-from memkit.mixers.specs import RuleSpec
-from memkit.registry import register
+from memkit.registry import register, takes_options_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +49,7 @@ class MACState(MixerState):
 
 
 @register("mixer", "mac")
+@takes_options_of(NeuralMemory)
 class MemoryAsContext(Mixer):
     """Attention within segments of `segment` tokens, whose long past is what the memory recalls of it.
 
@@ -59,31 +59,12 @@ class MemoryAsContext(Mixer):
 
     state_type = MACState
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        heads: int = 4,
-        segment: int = 64,
-        rule: RuleSpec = "titans",
-        conv: int = 4,
-        surprise_limit: float | None = None,
-        recompute: int | None = None,
-        products: Products | None = None,
-    ) -> None:
+    def __init__(self, *, dim: int, heads: int = 4, segment: int = 64, **memory: Any) -> None:
         positive("segment", segment)
         super().__init__(dim)
         self.heads, self.segment = heads, segment
-        self.memory = NeuralMemory(
-            dim=dim,
-            heads=heads,
-            rule=rule,
-            conv=conv,
-            surprise_limit=surprise_limit,
-            recompute=recompute,
-            products=products,
-        )
-        self.recalling = Projection(dim, dim, conv)
+        self.memory = NeuralMemory(dim=dim, heads=heads, **memory)
+        self.recalling = Projection(dim, dim, self.memory.qkv.conv.width)
         self.rotary = Rotary(dim // heads)
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_kv = nn.Linear(dim, 2 * dim, bias=False)
@@ -200,40 +181,11 @@ class MemoryAsContext(Mixer):
 
 
 @register("architecture", "mac")
-def mac(
-    *,
-    vocab_size: int,
-    dim: int = 128,
-    depth: int = 4,
-    heads: int = 4,
-    segment: int = 64,
-    persistent: int = 4,
-    rule: RuleSpec = "titans",
-    conv: int = 4,
-    surprise_limit: float | None = None,
-    recompute: int | None = None,
-    products: Products | None = None,
-    feed_forward: float = 8 / 3,
-    checkpoint: bool = False,
-) -> LanguageModel:
-    """Titans, memory as a context: attention over what the memory recalls and the segment, in every layer.
+@takes_options_of(uniform_model, MemoryAsContext)
+def mac(**options: Any) -> LanguageModel:
+    """Titans, memory as a context: attention over the segment and the memory's recall of it, in every layer.
 
-    segment: tokens that attention sees at most. rule, conv, surprise_limit, recompute, products: as for the mixer
-    `neural_memory`; recompute counts anew in every segment, so one of `segment` or more is a segment's. persistent:
-    learned tokens in front of every layer, 0 for none. feed_forward, checkpoint: as for `LanguageModel`, a SwiGLU's
-    width in multiples of dim, and whether blocks are computed again in the backward pass instead of being kept.
+    persistent: learned tokens in front of every layer, 0 for none. feed_forward: width of each SwiGLU in multiples of
+    dim. checkpoint: compute layers again in the backward pass instead of keeping them. Others: as for the mixer `mac`.
     """
-    mixers = [
-        MemoryAsContext(
-            dim=dim,
-            heads=heads,
-            segment=segment,
-            rule=rule,
-            conv=conv,
-            surprise_limit=surprise_limit,
-            recompute=recompute,
-            products=products,
-        )
-        for _ in range(depth)
-    ]
-    return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)
+    return uniform_model(MemoryAsContext, **options)

@@ -8,12 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from architectures.language_model import LanguageModel
-from architectures.titans import titans_model
+from architectures.uniform import uniform_model
 from memkit.mixers.attention import SlidingWindowAttention
 from memkit.mixers.base import Mixer, MixerState
-from memkit.mixers.neural_memory import NeuralMemory, Products
-from memkit.mixers.specs import RuleSpec
-from memkit.registry import register
+from memkit.mixers.neural_memory import NeuralMemory
+from memkit.registry import register, takes_options_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +24,7 @@ class MALState(MixerState):
 
 
 @register("mixer", "mal")
+@takes_options_of(NeuralMemory)
 class MemoryAsLayer(Mixer):
     """y = M(x), o = SW-Attn(y) (Titans eq. 30, 31), each with its residual connection (4.4).
 
@@ -34,28 +34,9 @@ class MemoryAsLayer(Mixer):
 
     state_type = MALState
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        heads: int = 4,
-        window: int = 64,
-        rule: RuleSpec = "titans",
-        conv: int = 4,
-        surprise_limit: float | None = None,
-        recompute: int | None = None,
-        products: Products | None = None,
-    ) -> None:
+    def __init__(self, *, dim: int, heads: int = 4, window: int = 64, **memory: Any) -> None:
         super().__init__(dim)
-        self.memory = NeuralMemory(
-            dim=dim,
-            heads=heads,
-            rule=rule,
-            conv=conv,
-            surprise_limit=surprise_limit,
-            recompute=recompute,
-            products=products,
-        )
+        self.memory = NeuralMemory(dim=dim, heads=heads, **memory)
         self.norm = nn.RMSNorm(dim, eps=1e-6)
         self.attention = SlidingWindowAttention(dim=dim, heads=heads, window=window)
 
@@ -72,40 +53,11 @@ class MemoryAsLayer(Mixer):
 
 
 @register("architecture", "mal")
-def mal(
-    *,
-    vocab_size: int,
-    dim: int = 128,
-    depth: int = 4,
-    heads: int = 4,
-    window: int = 64,
-    persistent: int = 4,
-    rule: RuleSpec = "titans",
-    conv: int = 4,
-    surprise_limit: float | None = None,
-    recompute: int | None = None,
-    products: Products | None = None,
-    feed_forward: float = 8 / 3,
-    checkpoint: bool = False,
-) -> LanguageModel:
+@takes_options_of(uniform_model, MemoryAsLayer)
+def mal(**options: Any) -> LanguageModel:
     """Titans, memory as a layer: the memory, then sliding-window attention, in every layer.
 
-    window: tokens that attention sees. rule, conv, surprise_limit, recompute, products: as for the mixer
-    `neural_memory`. persistent: learned tokens in front of every layer, 0 for none. feed_forward, checkpoint: as for
-    `LanguageModel`, a SwiGLU's width in multiples of dim, and whether blocks are computed again in the backward pass
-    instead of being kept.
+    persistent: learned tokens in front of every layer, 0 for none. feed_forward: width of each SwiGLU in multiples of
+    dim. checkpoint: compute layers again in the backward pass instead of keeping them. Others: as for the mixer `mal`.
     """
-    mixers = [
-        MemoryAsLayer(
-            dim=dim,
-            heads=heads,
-            window=window,
-            rule=rule,
-            conv=conv,
-            surprise_limit=surprise_limit,
-            recompute=recompute,
-            products=products,
-        )
-        for _ in range(depth)
-    ]
-    return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)
+    return uniform_model(MemoryAsLayer, **options)

@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from architectures.language_model import LanguageModel
-from architectures.titans import titans_model
+from architectures.uniform import uniform_model
 from memkit.checks import positive
 from memkit.mixers.base import Mixer, MixerState
 from memkit.mixers.local_memory import LocalMemory, Span
 from memkit.mixers.neural_memory import NeuralMemory, Products
 from memkit.mixers.specs import RuleSpec, every_so_often, one_each
-from memkit.registry import register
+from memkit.registry import register, takes_options_of
 
 CHUNK = 64
 SHARDS = (64,)
@@ -36,6 +36,7 @@ class TNTState(MixerState):
 
 
 @register("mixer", "tnt")
+@takes_options_of(NeuralMemory)
 class TNT(Mixer):
     """What a global memory says of all chunks before this one, and local memories of this shard, added up.
 
@@ -63,37 +64,18 @@ class TNT(Mixer):
         span: Span = "shard",
         rule: RuleSpec = "titans",
         local: RuleSpec | list[RuleSpec] | None = None,
-        conv: int = 4,
-        surprise_limit: float | None = None,
-        recompute: int | None = None,
         products: Products | None = None,
+        **memory: Any,
     ) -> None:
         positive("chunk", chunk)
         if not shards:
             raise ValueError(f"tnt needs at least one local memory, such as shards={list(SHARDS)}.")
         super().__init__(dim)
         coarse = replace(every_so_often(rule, chunk), read="before")
-        self.whole = NeuralMemory(
-            dim=dim,
-            heads=heads,
-            rule=coarse,
-            conv=conv,
-            surprise_limit=surprise_limit,
-            recompute=recompute,
-        )
+        self.whole = NeuralMemory(dim=dim, heads=heads, rule=coarse, **memory)
         rules = one_each(rule if local is None else local, len(shards), "shards")
         self.parts = nn.ModuleList(
-            LocalMemory(
-                dim=dim,
-                heads=heads,
-                shard=shard,
-                span=span,
-                rule=one,
-                conv=conv,
-                surprise_limit=surprise_limit,
-                recompute=recompute,
-                products=products,
-            )
+            LocalMemory(dim=dim, heads=heads, shard=shard, span=span, rule=one, products=products, **memory)
             for shard, one in zip(shards, rules, strict=True)
         )
 
@@ -125,27 +107,11 @@ class TNT(Mixer):
 
 
 @register("architecture", "tnt")
-def tnt(
-    *,
-    vocab_size: int,
-    dim: int = 128,
-    depth: int = 4,
-    heads: int = 4,
-    chunk: int = CHUNK,
-    shards: Sequence[int] = SHARDS,
-    span: Span = "shard",
-    persistent: int = 4,
-    rule: RuleSpec = "titans",
-    local: RuleSpec | list[RuleSpec] | None = None,
-    conv: int = 4,
-    surprise_limit: float | None = None,
-    recompute: int | None = None,
-    products: Products | None = None,
-    feed_forward: float = 8 / 3,
-    checkpoint: bool = False,
-) -> LanguageModel:
-    """A global memory and local ones that start anew every shard, in every layer; options as for the mixer `tnt`."""
-    options: dict[str, Any] = {"chunk": chunk, "shards": shards, "span": span, "rule": rule, "local": local}
-    options |= {"conv": conv, "surprise_limit": surprise_limit, "recompute": recompute, "products": products}
-    mixers = [TNT(dim=dim, heads=heads, **options) for _ in range(depth)]
-    return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)
+@takes_options_of(uniform_model, TNT)
+def tnt(**options: Any) -> LanguageModel:
+    """A global memory, and local ones reset at every shard, in every layer.
+
+    persistent: learned tokens in front of every layer, 0 for none. feed_forward: width of each SwiGLU in multiples of
+    dim. checkpoint: compute layers again in the backward pass instead of keeping them. Others: as for the mixer `tnt`.
+    """
+    return uniform_model(TNT, **options)

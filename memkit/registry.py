@@ -15,7 +15,8 @@ import difflib
 import inspect
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -68,6 +69,60 @@ def register(kind: str, name: str, *, exempt: Mapping[str, str] | None = None) -
         return factory
 
     return add
+
+
+def takes_options_of(*inner: Callable[..., Any], but: Collection[str] = ()) -> Callable[[Factory], Factory]:
+    """Decorate a factory that passes its `**rest` on to others, so that their options count as its own.
+
+        @register("mixer", "mag")
+        @takes_options_of(NeuralMemory)
+        class MemoryAsGate(Mixer):
+            def __init__(self, *, dim: int, window: int = 64, **memory: Any) -> None: ...
+
+    Names, defaults and types come from the signatures of `inner`, so that each option is declared once. Of two
+    with the same name the factory's own counts, then the first. but: options of `inner` to leave out.
+    Raises `ValueError` for a factory without `**rest`.
+    """
+
+    def add(factory: Factory) -> Factory:
+        made_by: Any = factory
+        if inspect.isclass(made_by):  # not the class itself: its subclasses would inherit the signature
+            made_by = vars(made_by).get("__init__")
+        signature = inspect.signature(made_by) if made_by else inspect.Signature()
+        parameters = {p.name: p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD}
+        if len(parameters) == len(signature.parameters):
+            raise ValueError(f"{factory.__qualname__} has no `**rest` to pass options on. Declare one.")
+        types = {name: hint for name, hint in made_by.__annotations__.items() if name in (*parameters, "return")}
+        for each in inner:
+            known = hints(each)
+            for p in inspect.signature(each).parameters.values():
+                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in (*parameters, *but):
+                    types[p.name] = known.get(p.name, Any)
+                    parameters[p.name] = p.replace(kind=p.KEYWORD_ONLY, annotation=types[p.name])
+        made_by.__signature__ = signature.replace(parameters=list(parameters.values()))
+        made_by.__annotations__ = types
+        return factory
+
+    return add
+
+
+def hints(made_by: Callable[..., Any]) -> dict[str, Any]:
+    """Return the type of every option of a factory."""
+    return typing.get_type_hints(made_by.__init__ if inspect.isclass(made_by) else made_by, include_extras=True)
+
+
+@contextmanager
+def scratch() -> Iterator[None]:
+    """Take back at the end all that is registered inside: for tests and examples."""
+    discover()
+    factories, reasons = {kind: dict(known) for kind, known in _factories.items()}, dict(_exemptions)
+    try:
+        yield
+    finally:
+        _factories.clear()
+        _factories.update(factories)
+        _exemptions.clear()
+        _exemptions.update(reasons)
 
 
 def exemptions(kind: str, name: str) -> dict[str, str]:
@@ -208,11 +263,11 @@ def _check_options(kind: str, name: str, made_by: Callable[..., Any], options: M
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise ValueError(f"{kind} {name!r} needs the option{'s' * (len(missing) > 1)} {', '.join(missing)}.")
-    hints = typing.get_type_hints(made_by.__init__ if inspect.isclass(made_by) else made_by, include_extras=True)
+    types = hints(made_by)
     strict = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True)
     for option, value in options.items():
         try:
-            pydantic.TypeAdapter(hints.get(option, Any), config=strict).validate_python(value)
+            pydantic.TypeAdapter(types.get(option, Any), config=strict).validate_python(value)
         except pydantic.ValidationError as error:
             reasons = "; ".join(sorted({item["msg"] for item in error.errors()}))
             raise ValueError(f"{kind} {name!r}: option {option!r} = {value!r} does not fit: {reasons}.") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,14 +12,13 @@ from memkit.checks import divides, positive
 from memkit.engine import MemoryState, retrieve
 from memkit.engine.core.memory_state import state_from
 from memkit.mixers.base import Mixer, MixerState
-from memkit.mixers.neural_memory import NeuralMemory, Products
+from memkit.mixers.neural_memory import NeuralMemory
 from memkit.mixers.shards import in_shards
-from memkit.mixers.specs import RuleSpec
 from memkit.parts.memory import linear
 from memkit.parts.objective import dot
 from memkit.parts.optimizer import gradient_descent
 from memkit.parts.retention import none
-from memkit.registry import nearest, register
+from memkit.registry import nearest, register, takes_options_of
 from memkit.rule import Rule, Tokens
 
 SPAN = Rule(name="span", memory=linear(), objective=dot(), optimizer=gradient_descent(), retention=none(), mini_batch=1)
@@ -46,6 +45,7 @@ class LocalMemoryState(MixerState):
 
 
 @register("mixer", "local_memory")
+@takes_options_of(NeuralMemory)
 class LocalMemory(Mixer):
     """A neural memory that returns to its learned initial weights every `shard` tokens (TNT eq. 6, 7).
 
@@ -63,30 +63,10 @@ class LocalMemory(Mixer):
 
     state_type = LocalMemoryState
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        heads: int = 4,
-        shard: int = 64,
-        span: Span = "shard",
-        rule: RuleSpec = "titans",
-        conv: int = 4,
-        surprise_limit: float | None = None,
-        recompute: int | None = None,
-        products: Products | None = None,
-    ) -> None:
+    def __init__(self, *, dim: int, heads: int = 4, shard: int = 64, span: Span = "shard", **memory: Any) -> None:
         positive("shard", shard)
         super().__init__(dim)
-        self.memory = NeuralMemory(
-            dim=dim,
-            heads=heads,
-            rule=rule,
-            conv=conv,
-            surprise_limit=surprise_limit,
-            recompute=recompute,
-            products=products,
-        )
+        self.memory = NeuralMemory(dim=dim, heads=heads, **memory)
         _check_span(span, shard, self.memory.rule)
         self.shard, self.span = shard, span
         self.projected = self.memory.rule.period if span == "chunk" else shard

@@ -6,6 +6,7 @@ import functools
 import io
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,16 @@ TARGET = re.compile(r"^(\w+):.*##", re.MULTILINE)
 
 
 @pytest.fixture
-def examples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str]]:
+def examples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[str, str]]]:
     """The blocks, language and text; those that name a file in their first line lie in this folder."""
-    registry.discover()
-    monkeypatch.setattr(registry, "_factories", {kind: dict(known) for kind, known in registry._factories.items()})
     monkeypatch.chdir(tmp_path)
     blocks = BLOCK.findall(README)
     for _, text in blocks:
         name = NAMED.match(text)
         if name:
             Path(name[1]).write_text(text)
-    return blocks
+    with registry.scratch():
+        yield blocks
 
 
 def test_the_python_runs(examples: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
