@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+
+class Call(Protocol):
+    """Every question to backends: its queries say on which device, dtype in what to multiply."""
+
+    @property
+    def q(self) -> Tensor:
+        """The queries."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of products."""
+        ...
+
+
+Asked = TypeVar("Asked", bound=Call)
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,11 @@ class Banded:
     first: int | Tensor
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the queries."""
+        return self.q.dtype
+
+    @property
     def cached(self) -> int:
         """C, the key slots before the first query's own."""
         return self.k.shape[2] - self.q.shape[2]
@@ -48,8 +71,8 @@ class Banded:
 
 
 @dataclass(frozen=True)
-class Backend:
-    """A way to answer `Banded`: a function, a probe that runs, and what it asks of a call.
+class Backend(Generic[Asked]):
+    """A way to answer a kind of call: a function, a probe to run, and the needs of the function.
 
     `probe()` raises ImportError, OSError, RuntimeError or AttributeError where the backend cannot work.
     Each of `needs` returns None for a call that it can take, else the reason why not. `remedy` says what the
@@ -57,25 +80,25 @@ class Backend:
     """
 
     name: str
-    run: Callable[[Banded], Tensor]
+    run: Callable[[Asked], Any]
     probe: Callable[[], None]
-    needs: tuple[Callable[[Banded], str | None], ...]
+    needs: tuple[Callable[[Asked], str | None], ...]
     remedy: str = ""
 
-    def refusal(self, call: Banded) -> str | None:
+    def refusal(self, call: Asked) -> str | None:
         """Why this backend cannot take a call; None if it can."""
         return next((reason for need in self.needs if (reason := need(call))), None)
 
 
-def on_cuda(call: Banded) -> str | None:
+def on_cuda(call: Call) -> str | None:
     """The kernel runs on CUDA tensors only."""
     return None if call.q.is_cuda else f"the tensors are on {call.q.device.type}, the kernel is for cuda"
 
 
-def in_half_precision(call: Banded) -> str | None:
+def in_half_precision(call: Call) -> str | None:
     """The kernel takes bf16 and fp16 only."""
     halves = (torch.bfloat16, torch.float16)
-    return None if call.q.dtype in halves else f"the kernel takes bfloat16 and float16, not {call.q.dtype}"
+    return None if call.dtype in halves else f"the kernel takes bfloat16 and float16, not {call.dtype}"
 
 
 def cache_known_to_host(call: Banded) -> str | None:
