@@ -16,11 +16,11 @@ from memkit.registry import register, takes_options_of
 
 
 class Gating(nn.Module):
-    """y (x) m, "any non-linear gating": y and m, normalised with learned vector weights, gate each other.
+    """y (x) m, "any non-linear gating": y and m, normalized with learned vector weights, gate each other.
 
-    The paper leaves the form open (4.2). Here it is y sigmoid(m) + m sigmoid(y), so that what the memory recalls
-    reaches the residual stream itself and not only as a factor of what attention says. The weights start
-    small enough for the tokens to stay audible beside it.
+    The paper leaves the form open (4.2). Here it is y sigmoid(m) + m sigmoid(y), so that the memory's output reaches
+    the residual stream itself, not only as a factor of the attention's. The weights start small enough for the tokens
+    to stay audible beside it.
     """
 
     def __init__(self, dim: int) -> None:
@@ -31,7 +31,7 @@ class Gating(nn.Module):
             nn.init.constant_(norm.weight, 0.3)
 
     def forward(self, core: Tensor, memory: Tensor) -> Tensor:
-        """Join what the core computed, `[B, T, D]`, and what the memory says, `[B, T, D]`."""
+        """Join the outputs of the core and of the memory, both `[B, T, D]`."""
         y, m = self.norm_core(core), self.norm_memory(memory)
         return y * m.sigmoid() + m * y.sigmoid()
 
@@ -58,17 +58,17 @@ class MemoryAsGate(Mixer):
         self.gating = Gating(dim)
 
     def init_state(self, batch: int) -> MAGState:
-        """Both branches at their start."""
+        """Return both branches at their start."""
         attention, memory = self.attention.init_state(batch), self.memory.init_state(batch)
         return MAGState(segment=memory.segment, attention=attention, memory=memory)
 
     def begin(self, tokens: Tensor) -> MAGState:
-        """Persistent tokens stay visible to the attention and are written to the memory (eq. 26)."""
+        """Keep persistent tokens visible to the attention and write them to the memory (eq. 26)."""
         attention, memory = self.attention.begin(tokens), self.memory.begin(tokens)
         return MAGState(segment=memory.segment, attention=attention, memory=memory)
 
     def mix(self, x: Tensor, state: MAGState, mask: Tensor | None, write: bool) -> tuple[Tensor, MAGState]:
-        """One document piece; see `Mixer`."""
+        """Map one piece of a document; see `Mixer`."""
         core, attention = self.attention(x, state.attention, mask=mask, write=write)
         memory_out, memory = self.memory(x, state.memory, mask=mask, write=write)
         return self.gating(core, memory_out), replace(state, attention=attention, memory=memory)

@@ -1,4 +1,4 @@
-"""Memory as a Layer (Titans 4.3): the memory first, a window of attention over what it says."""
+"""Memory as a Layer (Titans 4.3): the memory first, then a window of attention over its output."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class MALState(MixerState):
 class MemoryAsLayer(Mixer):
     """y = M(x), o = SW-Attn(y) (Titans eq. 30, 31), each with its residual connection (4.4).
 
-    Options as for `neural_memory`, and the attention's window. The persistent tokens of eq. 29 pass
-    through both layers like the first tokens of the document.
+    Options as for `neural_memory`, and the attention's window. The persistent tokens of eq. 29 pass through both
+    layers like the first tokens of the document.
     """
 
     state_type = MALState
@@ -41,12 +41,12 @@ class MemoryAsLayer(Mixer):
         self.attention = SlidingWindowAttention(dim=dim, heads=heads, window=window)
 
     def init_state(self, batch: int) -> MALState:
-        """Both layers at their start."""
+        """Return both layers at their start."""
         memory, attention = self.memory.init_state(batch), self.attention.init_state(batch)
         return MALState(segment=memory.segment, memory=memory, attention=attention)
 
     def mix(self, x: Tensor, state: MALState, mask: Tensor | None, write: bool) -> tuple[Tensor, MALState]:
-        """One document piece; see `Mixer`."""
+        """Map one piece of a document; see `Mixer`."""
         read, memory = self.memory(x, state.memory, mask=mask, write=write)
         core, attention = self.attention(self.norm(x + read), state.attention, mask=mask, write=write)
         return read + core, replace(state, memory=memory, attention=attention)

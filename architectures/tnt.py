@@ -1,4 +1,4 @@
-"""TNT (arXiv 2511.07343): a global memory of large chunks, and local memories that start anew every shard.
+"""TNT (arXiv 2511.07343): a global memory of large chunks, and local memories reset at every shard.
 
     V_{(k+1) C_G} = V_{k C_G} - sum_{t in chunk k} eta_t grad L(f(V_{k C_G}, k_t), v_t)              (5)
     o_t = f(V_{t - t mod C_G}, q_t) + sum_i f(W^i_t, P^i_t q_t)                                      (7, appendix E)
@@ -38,18 +38,18 @@ class TNTState(MixerState):
 @register("mixer", "tnt")
 @takes_options_of(NeuralMemory)
 class TNT(Mixer):
-    """What a global memory says of all chunks before this one, and local memories of this shard, added up.
+    """The sum of a global memory of all earlier chunks and of local memories of this shard.
 
     chunk: C_G, tokens per write of the global memory; its reads see the weights at the chunk's start, so its rule is
     the given one with `update_every` = C_G and read="before". shards: S, one local memory for each; C_L is the
-    `mini_batch` of its rule, and stage 2 of the paper is training on with a smaller one. span: the keys that local
-    queries are projected on; see `local_memory`. rule: of the global memory, and of the local ones unless `local`
-    names one for all or a list of one for each. products: as for `neural_memory`, for the local memories; the global
-    one does not write in mini-batches, which it is for. conv, surprise_limit, recompute: likewise, for all memories.
+    `mini_batch` of its rule, and stage 2 of the paper is further training with a smaller one. span: the keys that
+    local queries are projected on; see `local_memory`. rule: of the global memory, and of the local ones unless
+    `local` names one for all or a list of one for each. products: as for `neural_memory`, for the local memories only;
+    the global one has no mini-batches. Other options as for `neural_memory`, for all memories.
 
-    Each memory has projections, gates and an output norm of its own, where (7) writes one q, k and v for all.
-    Raises `ValueError` for a chunk below 1, without shards, as many local rules as there are no shards for, and
-    whatever a memory refuses.
+    Each memory has projections, gates and an output norm of its own; (7) writes one q, k and v for all.
+    Raises `ValueError` for a chunk below 1, without shards, for another number of local rules than of shards, and for
+    any error of a memory.
     """
 
     state_type = TNTState
@@ -80,15 +80,15 @@ class TNT(Mixer):
         )
 
     def init_state(self, batch: int) -> TNTState:
-        """Every memory at its start."""
+        """Return every memory at its start."""
         return self._state(self.whole.init_state(batch), [part.init_state(batch) for part in self._parts])
 
     def begin(self, tokens: Tensor) -> TNTState:
-        """Persistent tokens are written to every memory, and count as tokens of the first shard."""
+        """Write persistent tokens to every memory, as tokens of the first shard."""
         return self._state(self.whole.begin(tokens), [part.begin(tokens) for part in self._parts])
 
     def mix(self, x: Tensor, state: TNTState, mask: Tensor | None, write: bool) -> tuple[Tensor, TNTState]:
-        """One document piece; see `Mixer`."""
+        """Map one piece of a document; see `Mixer`."""
         y, whole = self.whole(x, state.whole, mask=mask, write=write)
         states = []
         for part, held in zip(self._parts, state.parts, strict=True):

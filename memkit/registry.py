@@ -37,10 +37,10 @@ _discovered = False
 
 
 class UnknownName(ValueError):
-    """There is no component of a name, or not yet: the file that registers it may not have been imported."""
+    """No component has this name, or its file has not been imported yet."""
 
     def __init__(self, message: str, kind: str) -> None:
-        super().__init__(message, kind)  # both, because an error that another process sends is made again from these
+        super().__init__(message, kind)  # both: unpickling an error calls its class with these
         self.kind = kind
 
     def __str__(self) -> str:
@@ -50,8 +50,8 @@ class UnknownName(ValueError):
 def register(kind: str, name: str, *, exempt: Mapping[str, str] | None = None) -> Callable[[Factory], Factory]:
     """Decorate a factory so that `build(kind, name, **options)` calls it.
 
-    exempt: law -> reason, for laws of `memkit.testing` that the component is not meant to keep (see `exemptions`).
-    Raises `ValueError` when another factory already has that name.
+    exempt: law of `memkit.testing` -> reason for the component not to keep it (see `exemptions`).
+    Raises `ValueError` if another factory already has the name.
     """
 
     def add(factory: Factory) -> Factory:
@@ -72,7 +72,7 @@ def register(kind: str, name: str, *, exempt: Mapping[str, str] | None = None) -
 
 
 def takes_options_of(*inner: Callable[..., Any], but: Collection[str] = ()) -> Callable[[Factory], Factory]:
-    """Decorate a factory that passes its `**rest` on to others, so that their options count as its own.
+    """Decorate a factory that passes its `**rest` on to others, to declare their options as its own.
 
         @register("mixer", "mag")
         @takes_options_of(NeuralMemory)
@@ -113,7 +113,7 @@ def hints(made_by: Callable[..., Any]) -> dict[str, Any]:
 
 @contextmanager
 def scratch() -> Iterator[None]:
-    """Take back at the end all that is registered inside: for tests and examples."""
+    """Undo at the end all registrations made inside, for tests and examples."""
     discover()
     factories, reasons = {kind: dict(known) for kind, known in _factories.items()}, dict(_exemptions)
     try:
@@ -126,34 +126,34 @@ def scratch() -> Iterator[None]:
 
 
 def exemptions(kind: str, name: str) -> dict[str, str]:
-    """The laws that a component says it does not keep, with reasons; whoever holds it to laws is strict about them."""
+    """Return the laws that a component declares not to keep, with reasons."""
     return dict(_exemptions.get((kind, name), {}))
 
 
 def registered_by(module: str) -> list[tuple[str, str]]:
-    """Kind and name of everything that a module has registered, in its order."""
+    """Return kind and name of all registrations of a module, in order."""
     return [
         (kind, name) for kind, known in _factories.items() for name, made in known.items() if made.__module__ == module
     ]
 
 
 def forget(module: str) -> None:
-    """Take back all that a module has registered, so that a changed file can be imported again."""
+    """Remove all registrations of a module, so that a changed file can be imported again."""
     for kind, name in registered_by(module):
         del _factories[kind][name]
         _exemptions.pop((kind, name), None)
 
 
 def kinds() -> list[str]:
-    """Return the sorted kinds of components that there are."""
+    """Return the sorted kinds of components."""
     discover()
     return sorted(_factories)
 
 
 def names(kind: str) -> list[str]:
-    """Return the sorted names of all components of a kind, those of upper storeys and third parties included.
+    """Return the sorted names of all components of a kind, including those of third parties.
 
-    Raises `ValueError`, which names the nearest, for an unknown kind.
+    Raises `ValueError`, with the nearest kind, for an unknown one.
     """
     discover()
     if kind not in _factories:
@@ -162,7 +162,7 @@ def names(kind: str) -> list[str]:
 
 
 def factory(kind: str, name: str) -> Callable[..., Any]:
-    """Return the factory registered under a name; `UnknownName`, a `ValueError`, names the nearest."""
+    """Return the factory registered under a name; raise `UnknownName`, with the nearest, if there is none."""
     if name not in _factories.get(kind, {}):
         known = names(kind)  # discovers, and complains about an unknown kind
         if name not in known:
@@ -173,9 +173,9 @@ def factory(kind: str, name: str) -> Callable[..., Any]:
 def build(kind: str, spec: Any, /, **options: Any) -> Any:
     """Build a component.
 
-    `spec` is a name, or a mapping `{"name": ..., option: value, ...}`, or an object that is already built,
-    which is returned as it is. Raises `ValueError` for unknown names and options, missing required
-    options and values of a wrong type, before anything is built.
+    spec: a name, or a mapping `{"name": ..., option: value, ...}`, or an object already built, which is returned.
+    Raises `ValueError` for unknown names and options, missing required options and values of a wrong type, before
+    anything is built.
     """
     if isinstance(spec, str):
         return Config(kind, spec, options).build()
@@ -220,7 +220,7 @@ class Config:
         return factory(self.kind, self.name)(**self.options)
 
     def to_yaml(self) -> str:
-        """Write the config as YAML; `ValueError` for options that are objects and not data."""
+        """Write the config as YAML; raise `ValueError` for options that are objects and not data."""
         try:
             return yaml.safe_dump({"kind": self.kind, "name": self.name, **self.options}, sort_keys=False)
         except yaml.representer.RepresenterError as error:
@@ -231,7 +231,7 @@ class Config:
 
     @classmethod
     def from_yaml(cls, text: str) -> Config:
-        """Read what `to_yaml` wrote."""
+        """Read a config written by `to_yaml`."""
         data = yaml.safe_load(text)
         if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
             raise ValueError("a config is a YAML mapping with the keys 'kind' and 'name' and the component's options.")
@@ -239,7 +239,7 @@ class Config:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """Say which known name is meant, or list them all: the last sentence of an error."""
+    """Suggest the nearest known name, or list them all: the last sentence of an error."""
     known = sorted(known)
     small = {one.lower(): one for one in known}
     close = [small[one] for one in difflib.get_close_matches(name.lower(), small, n=1)]
@@ -248,7 +248,7 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
 
 
 def _elsewhere(kind: str, name: str) -> str:
-    """Say that a name is one of another kind, and which mixer runs a rule; nothing when it is a name of none."""
+    """Say that a name is of another kind, and how a mixer runs a rule; empty if it is of none."""
     others = [other for other in kinds() if name in _factories[other]]
     if kind == "mixer" and "rule" in others:
         return f"There is a rule {name!r}: write {{'name': 'neural_memory', 'rule': {name!r}}}. "
@@ -274,13 +274,13 @@ def _check_options(kind: str, name: str, made_by: Callable[..., Any], options: M
 
 
 def discover() -> None:
-    """Import every module that an installed distribution names as a home of components, once."""
+    """Import every module that installed distributions declare as a home of components, once."""
     global _discovered
     if _discovered:
         return
-    _discovered = True  # first, so that a module which calls `names` while it is imported does not recurse
+    _discovered = True  # first, so that a call of `names` during the import does not recurse
     for point in entry_points(group=ENTRY_POINT_GROUP):
         try:
             point.load()
-        except Exception as error:  # a broken third party must not take every other component with it
+        except Exception as error:  # a broken third party must not take down all other components
             warnings.warn(f"components of {point.value!r} are not available: {error!r}", stacklevel=3)

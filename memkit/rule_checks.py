@@ -1,4 +1,4 @@
-"""Combinations of a rule's parts and numbers that have no meaning, and the errors that say so."""
+"""Checks of a rule: combinations of parts and numbers without a meaning, and their errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-Rule = Any  # a `memkit.rule.Rule`, which runs these checks and so cannot be imported
+Rule = Any  # `memkit.rule.Rule` runs these checks, so it cannot be imported
 
 
 def check_rule(rule: Rule, *, moved: bool, prepared: bool, bent: bool) -> None:
@@ -56,7 +56,7 @@ def check_rule(rule: Rule, *, moved: bool, prepared: bool, bent: bool) -> None:
 
 
 def _check_gates(rule: Rule, need: Any, prepared: bool) -> None:
-    """Raise `ValueError` for gates per channel or per pair, of which the weights cannot make use."""
+    """Raise `ValueError` for gates per channel or per pair without a use at the weights."""
     channels = [gate.name for gate in rule.weight_gates if gate.per in ("key", "value")]
     need(
         not channels or rule.memory.linear,
@@ -72,7 +72,7 @@ def _check_gates(rule: Rule, need: Any, prepared: bool) -> None:
 
 
 def declared_gates(rule: Rule) -> dict[str, Any]:
-    """Return every gate of a rule's parts by name; `ValueError` for one that two of them declare differently."""
+    """Return every gate of a rule's parts by name; raise `ValueError` if two of them declare one differently."""
     found: dict[str, Any] = {}
     weighted = (rule.weight,) if max(rule.window, rule.update_every) > 1 else ()
     for gate in (*rule.objective.gates, *rule.weight_gates, *rule.prepare_gates, *weighted):
@@ -85,7 +85,7 @@ def declared_gates(rule: Rule) -> dict[str, Any]:
 
 
 def check_point(rule: Rule) -> None:
-    """Raise `ValueError` for a gradient point that needs a gate or a slot missing in the optimizer and retention."""
+    """Raise `ValueError` if the gradient point needs a gate or a slot missing in the optimizer and retention."""
     weight = torch.zeros(())
     gates = {gate.name: torch.zeros(()) for gate in rule.weight_gates}
     try:

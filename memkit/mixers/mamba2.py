@@ -33,13 +33,13 @@ class Mamba2State(MixerState):
 
 @register("mixer", "mamba2")
 class Mamba2(Mixer):
-    """State-space duality: a matrix per head that decays and is written by dt B x, read by C.
+    """State-space duality: a matrix per head, with decay, written by dt B x, read by C.
 
     dim: width D; expand: inner width over D; heads: inner heads, each of width expand x D / heads;
     state: width of B and C, shared by the heads; conv: width of the causal convolution, 0 for none.
     backend: "torch", the engine, exact in float32; "mamba_ssm", products in half precision, for CUDA in bf16 or fp16;
     "auto", mamba_ssm for the calls it can take.
-    Raises `ValueError` for sizes that do not fit, and for a backend that is unknown or not there.
+    Raises `ValueError` for sizes that do not fit, and for a backend that is unknown or not available.
     """
 
     state_type = Mamba2State
@@ -68,7 +68,7 @@ class Mamba2(Mixer):
 
     @torch.no_grad()
     def _start_as_recall(self) -> None:
-        """Start B, which writes, like C, which reads, and let B look back: see `NeuralMemory`.
+        """Start B (writes) equal to C (reads), with B looking back: see `NeuralMemory`.
 
         The published layer starts them independently, and stayed at guessing for 700 steps of recall.
         """
@@ -77,7 +77,7 @@ class Mamba2(Mixer):
         self.conv.look_back(slice(self.inner, self.inner + self.state), 1)
 
     def init_state(self, batch: int) -> Mamba2State:
-        """Zeros."""
+        """Return zeros."""
         like = self.project.weight
         width = self.inner // self.heads
         zeros = like.new_zeros(self.heads, self.state, width, dtype=torch.promote_types(like.dtype, torch.float32))
@@ -88,7 +88,7 @@ class Mamba2(Mixer):
         )
 
     def mix(self, x: Tensor, state: Mamba2State, mask: Tensor | None, write: bool) -> tuple[Tensor, Mamba2State]:
-        """One document piece; see `Mixer`."""
+        """Map one piece of a document; see `Mixer`."""
         gate, xbc, step = self.project(x).split([self.inner, self.inner + 2 * self.state, self.heads], -1)
         xbc, tail = self.conv(xbc, state.tail, mask)
         value, key, query = F.silu(xbc).split([self.inner, self.state, self.state], -1)

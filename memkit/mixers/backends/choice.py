@@ -21,7 +21,7 @@ logger = logging.getLogger("memkit")
 class Choice(NamedTuple):
     """The backends of one kind of call.
 
-    kind, torch: names for messages, of the kind and of its backend "torch", which takes every call.
+    kind, torch: names in messages, of the kind and of its backend "torch", able to take every call.
     automatic: the backends for `auto` to try before torch.
     """
 
@@ -32,7 +32,7 @@ class Choice(NamedTuple):
 
 
 BACKENDS = {each.name: each for each in (sdpa.BACKEND, flex.BACKEND, flash.BACKEND, memory_efficient.BACKEND)}
-AUTOMATIC = ("flash_attn", "xformers")  # without FlexAttention, which compiles anew for new lengths
+AUTOMATIC = ("flash_attn", "xformers")  # not FlexAttention: it compiles anew for new lengths
 ATTENTION = Choice("attention", "torch's scaled_dot_product_attention", BACKENDS, AUTOMATIC)
 SCAN = Choice("mamba2", "the engine", {each.name: each for each in (scan.BACKEND, mamba.BACKEND)}, ("mamba_ssm",))
 
@@ -80,12 +80,12 @@ def _chosen(choice: Choice, call: Call, name: str) -> Backend[Any]:
         if reason is None:
             return backend
         reasons.append(f"{candidate}: {reason}")
-    level = logging.INFO if name == "auto" else logging.WARNING  # who named one did not ask for another
+    level = logging.INFO if name == "auto" else logging.WARNING  # a named backend was not meant to be replaced
     _say_once(level, f"{choice.kind} runs by {choice.torch} ({'; '.join(reasons)})")
     return choice.backends["torch"]
 
 
-@torch.compiler.assume_constant_result  # said while a model is compiled
+@torch.compiler.assume_constant_result  # logged while a model is compiled
 def _say_once(level: int, message: str) -> None:
     if message not in _said:
         _said.add(message)
