@@ -260,7 +260,7 @@ class LanguageModel(nn.Module):
             if low < 0 or high >= self.vocab_size:
                 raise ValueError(
                     f"ids must lie in 0..{self.vocab_size - 1}; got {low if low < 0 else high}. "
-                    "Is this the tokeniser that the model was built for?"
+                    "Is this the tokenizer that the model was built for?"
                 )
 
 

@@ -115,7 +115,7 @@ def find_divergence(model: Any, x: Tensor, state: Any = None, *, mask: Tensor | 
         result = run(good, bad, before)
     row = _first_bad_row(result)
     if not seen:
-        return Divergence(good, row, "what lies between the layers, or the head,", state=before)
+        return Divergence(good, row, "a part between the layers, or the head,", state=before)
     name, output = seen[0]
     part = name or type(model).__name__
     return Divergence(good, row, part, _layer(model, name), _worst_head(output, row), before)

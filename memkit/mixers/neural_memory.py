@@ -160,7 +160,7 @@ class NeuralMemory(Mixer):
         return self.read_out(x, y), replace(state, tail=tail, memory=memory)
 
     def project(self, x: Tensor, tail: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Project x `[B, T, D]` to q `[B, T, H, K]`, k, v `[B, T, H, pairs K]`; return the convolution's next tail too."""
+        """Project x `[B, T, D]` to q `[B, T, H, K]`, k, v `[B, T, H, pairs K]`; return them and the next tail."""
         qkv, tail = self.qkv(x, tail, mask)
         # [B, T, H, pairs, K]: a rule may take several pairs of keys and values per token.
         qkv = qkv.unflatten(-1, (-1, self.heads, self.width)).transpose(2, 3)
