@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memkit.checks import divides, positive
-from memkit.engine import MemoryState, retrieve
-from memkit.engine.core.memory_state import state_from
+from memkit.engine import MemoryState, retrieve, state_from
 from memkit.mixers.backends import SCAN, Scan, check_backend, mamba2_scan
 from memkit.mixers.base import Mixer, MixerState, no_segment
 from memkit.mixers.conv import ShortConv
