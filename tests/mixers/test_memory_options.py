@@ -94,7 +94,7 @@ def test_memories_multiply_in_bfloat16(name: str) -> None:
     ("options", "message"),
     [
         ({"products": "bf16"}, "'products' = 'bf16' does not fit"),
-        ({"products": "bfloat16", "rule": {**RULE, "mini_batch": 1}}, "it takes the form 'iterate', and not 'dual'"),
+        ({"products": "bfloat16", "rule": {**RULE, "mini_batch": 1}}, "it takes the form 'iterate', and not 'fused'"),
     ],
 )
 def test_products_that_do_not_fit(name: str, options: dict[str, Any], message: str) -> None:
