@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import memkit
 from memkit import Rule
 from memkit.engine import run
-from memkit.engine.forms.fused import node as sweep
+from memkit.engine.forms.fused import node as fused
 from memkit.parts.memory import ACTIVATIONS
 from memkit.parts.silu import silu
 from memkit.state import tensors
@@ -63,7 +63,7 @@ def autograd(monkeypatch: pytest.MonkeyPatch) -> Any:
 @every_rule
 @pytest.mark.parametrize("masked", [False, True], ids=["all tokens", "masked"])
 def test_it_is_the_dual_form(rule: Rule, masked: bool, autograd: Any) -> None:
-    assert sweep.sweeps(rule)
+    assert fused.sweeps(rule)
     mask = torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8 if masked else None
     expected = autograd(everything, Case(rule), mask=mask)
     for block_size in (64, 3):
@@ -110,7 +110,7 @@ def test_it_runs_again_under_activation_checkpoints() -> None:
 
 def test_rules_whose_blocks_do_more_are_left_to_autograd() -> None:
     others = [titans(surprise_limit=0.5), replace(titans(), window=2), memkit.build("rule", "moneta")]
-    assert not any(map(sweep.sweeps, [*others, memkit.build("rule", "gla")]))
+    assert not any(map(fused.sweeps, [*others, memkit.build("rule", "gla")]))
 
 
 def test_products_may_round_and_the_state_does_not(autograd: Any) -> None:

@@ -13,7 +13,7 @@ import memkit
 from memkit.engine import batching as few_rows
 from memkit.engine.core.rows import to_rows
 from memkit.engine.forms.iterate import form as iterate
-from memkit.engine.forms.iterate.round import wiring
+from memkit.engine.forms.iterate.iteration import memory_graph
 from memkit.rule import Rule
 from memkit.state import map_tensors, tensors
 from memkit.testing.outcome import functional
@@ -140,7 +140,10 @@ def test_rounds_settle_on_the_definition_and_so_do_their_gradients(name: str) ->
     with torch.no_grad():
         near(case.memorize(form="iterate"), case.memorize(form="scan"))
         rows = to_rows(case.state, case.dtype)
-        assert wiring(rule, case.k.transpose(1, 2).flatten(0, 1)[:, :0], rows.weights, rows.constants).solved == solved
+        assert (
+            memory_graph(rule, case.k.transpose(1, 2).flatten(0, 1)[:, :0], rows.weights, rows.constants).output_layer
+            == solved
+        )
     near(tuple(gradients(case, form="iterate")), tuple(gradients(case, form="scan")))
 
 

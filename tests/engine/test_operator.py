@@ -1,4 +1,4 @@
-"""In a caller's graph the sweep is one operator, with the numbers of the blocks and every gradient of theirs."""
+"""In a caller's graph a run of blocks is one operator, with the numbers and gradients of the blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 import memkit
 from fused_rules import RULES, assert_near
-from memkit.engine.forms.fused import node as sweep
+from memkit.engine.forms.fused import node as fused
 from memkit.engine.forms.fused import operator
 from memkit.parts.memory import MLPMemory
 from memkit.rule import Linear
@@ -25,8 +25,8 @@ HALF = torch.tensor([[True, False] * 4, [False] * 3 + [True] * 5, [True] * 8])
 
 @pytest.fixture(autouse=True)
 def operators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sweeps are operators, as where blocks are compiled; nothing is compiled before a test, nor kept after it."""
-    monkeypatch.setattr(sweep, "as_operator", lambda: True)
+    """Runs of blocks are operators, as where blocks are compiled; nothing is compiled before a test, nor kept after it."""
+    monkeypatch.setattr(fused, "as_operator", lambda: True)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield
@@ -184,7 +184,7 @@ def test_without_compiled_blocks_they_are_unrolled(monkeypatch: pytest.MonkeyPat
 
     def operators(memorize: Any) -> int:
         memorize(form="dual")
-        return len([node for node in graphs[-1].graph.nodes if "memkit.sweep" in str(node.target)])
+        return len([node for node in graphs[-1].graph.nodes if "memkit.fused" in str(node.target)])
 
     case = Case(RULES["matrix"], tokens=8)
     memorize = torch.compile(case.memorize, fullgraph=True, backend=kept)
@@ -212,7 +212,7 @@ def test_torch_finds_the_operator_in_order() -> None:
 
     class Watched(torch.fx.Interpreter):
         def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-            if target is torch.ops.memkit.sweep:
+            if target is torch.ops.memkit.fused:
                 given.append(args)
             return super().call_function(target, args, kwargs)
 
@@ -223,5 +223,5 @@ def test_torch_finds_the_operator_in_order() -> None:
     for flat, key, keep in given:
         flat = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in flat]
         tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-        torch.library.opcheck(operator._sweep, (flat, key, keep), test_utils=tests)
+        torch.library.opcheck(operator._fused, (flat, key, keep), test_utils=tests)
     assert given

@@ -20,9 +20,9 @@ from memkit.engine.core import coefficients
 from memkit.engine.core.block import for_queries, lowered, stacked, unstacked
 from memkit.engine.core.coefficients import runs
 from memkit.engine.core.rows import Rows, cut
-from memkit.engine.forms.fused.backward import back_through, backward
+from memkit.engine.forms.fused.backward import backward, backward_by_autograd
 from memkit.engine.forms.fused.compile import as_written, backend_now, preparing
-from memkit.engine.forms.fused.forward import Found, Given, Kept, Run, forward, writes
+from memkit.engine.forms.fused.forward import BlockRun, Inputs, Outputs, Residuals, forward, writes_need_grad
 from memkit.engine.forms.fused.operator import POSSIBLE, run_as_operator
 from memkit.engine.plan import not_swept
 from memkit.layout import Block
@@ -70,8 +70,8 @@ def sweep(
         own = own._replace(weight=lowered(weight, products), last_write=lowered(own.last_write, products))
         here = map_tensors(lambda x, count=count: x.unflatten(1, (count, x.shape[1] // count)), here)
         prepared = preparing() if count > 1 else as_written  # a lone block is of any length
-        run = Run(rule, tuple(block.begins for block in blocks[first : first + count]), prepared)
-        y, carry, anchor = _swept(run, Given(here, own, carry, anchor, constants))
+        run = BlockRun(rule, tuple(block.begins for block in blocks[first : first + count]), prepared)
+        y, carry, anchor = _apply(run, Inputs(here, own, carry, anchor, constants))
         outputs.append(y.flatten(1, 2))
         first += count
     weights, slots = unstacked(carry, rows)
@@ -79,40 +79,42 @@ def sweep(
     return torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots, anchor=anchor)
 
 
-def _swept(run: Run, given: Given) -> Found:
+def _apply(run: BlockRun, inputs: Inputs) -> Outputs:
+    """Run blocks as one node of the autograd graph: an operator under torch.compile, else an autograd Function."""
     if torch.compiler.is_compiling():
-        return run_as_operator(run, given)
-    if not graph_wanted(given):
-        return forward(run, map_tensors(Tensor.detach, given), None)
-    results: list[Found] = []
-    flat = _Sweep.apply(run, emptied(given), results, *tensors(given))
-    return with_tensors(results[0], flat)
+        return run_as_operator(run, inputs)
+    if not graph_wanted(inputs):
+        return forward(run, map_tensors(Tensor.detach, inputs), None)
+    structure: list[Outputs] = []
+    flat = _FusedBlocks.apply(run, emptied(inputs), structure, *tensors(inputs))
+    return with_tensors(structure[0], flat)
 
 
-class _Sweep(torch.autograd.Function):
-    """A run of blocks as a function of all tensors that it is given."""
+class _FusedBlocks(torch.autograd.Function):
+    """A run of blocks as a function of all its input tensors."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, like: Given, results: list[Found], *given: Tensor) -> tuple[Tensor, ...]:
-        """Sweep forward; `results` receives the tree whose tensors are returned."""
-        kept: list[Kept] = []
-        found = forward(run, with_tensors(like, [x.detach() for x in given]), kept)
+    def forward(ctx: Any, run: BlockRun, like: Inputs, structure: list[Outputs], *flat: Tensor) -> tuple[Tensor, ...]:
+        """Return the output tensors; `structure` receives their tree, without tensors."""
+        residuals: list[Residuals] = []
+        outputs = forward(run, with_tensors(like, [x.detach() for x in flat]), residuals)
         ctx.run, ctx.like = run, like
-        ctx.like_kept, ctx.like_found = emptied((tuple(kept), found))
-        ctx.save_for_backward(*given, *tensors(tuple(kept)))
-        results.append(ctx.like_found)
-        if not writes(with_tensors(like, given)):
-            ctx.mark_non_differentiable(*tensors((found.carry, found.anchor)))
-        return tuple(tensors(found))
+        ctx.like_residuals, ctx.like_outputs = emptied((tuple(residuals), outputs))
+        ctx.save_for_backward(*flat, *tensors(tuple(residuals)))
+        structure.append(ctx.like_outputs)
+        if not writes_need_grad(with_tensors(like, flat)):
+            ctx.mark_non_differentiable(*tensors((outputs.carry, outputs.anchor)))
+        return tuple(tensors(outputs))
 
     @staticmethod
     @outside_autocast
-    def backward(ctx: Any, *arriving: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Sweep back; or, to be differentiated again or under vmap, through the blocks as autograd has them."""
-        saved, count = ctx.saved_tensors, len(tensors(ctx.like))  # checkpoints unpack it only once
-        given = with_tensors(ctx.like, saved[:count])
-        if torch.is_grad_enabled() or batched(arriving):
-            return None, None, None, *back_through(ctx.run, given, arriving)
-        kept, slope = with_tensors(ctx.like_kept, saved[count:]), with_tensors(ctx.like_found, arriving)
-        # Detached, as a compiler takes no input with a history.
-        return None, None, None, *tensors(backward(ctx.run, *map_tensors(Tensor.detach, (given, kept, slope))))
+    def backward(ctx: Any, *flat: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the gradients of the inputs; for second derivatives and under vmap, by autograd."""
+        saved, count = ctx.saved_tensors, len(tensors(ctx.like))  # read once, as activation checkpoints require
+        inputs = with_tensors(ctx.like, saved[:count])
+        if torch.is_grad_enabled() or batched(flat):
+            return None, None, None, *backward_by_autograd(ctx.run, inputs, flat)
+        residuals, gradients = with_tensors(ctx.like_residuals, saved[count:]), with_tensors(ctx.like_outputs, flat)
+        # Detached, because torch.compile refuses inputs with a history.
+        detached = map_tensors(Tensor.detach, (inputs, residuals, gradients))
+        return None, None, None, *tensors(backward(ctx.run, *detached))

@@ -22,9 +22,9 @@ from memkit.engine.core.coefficients import Coefficients, Effect, Steps, of_bloc
 from memkit.engine.core.memory_state import Weights
 from memkit.engine.core.rows import Rows, cut
 from memkit.engine.core.tape import Tape, Watch, observe_block, record
-from memkit.engine.forms.iterate.fixed_point import Rounds, Settling, settle
-from memkit.engine.forms.iterate.node import Given, joined
-from memkit.engine.forms.iterate.round import wiring
+from memkit.engine.forms.iterate.fixed_point import FixedPointConfig, Rounds, solve_fixed_point
+from memkit.engine.forms.iterate.iteration import memory_graph
+from memkit.engine.forms.iterate.node import Inputs, apply_block
 from memkit.layout import Block
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
@@ -62,16 +62,16 @@ def iterate(
     # No tokens are enough to see that every weight is used, and which makes the prediction.
     none = map_tensors(lambda x: x[:, :0], tokens)
     record(rule, none.k, none.v, none.gates, rows.weights, rows.constants)
-    wired = wiring(rule, none.k, rows.weights, rows.constants)
+    memory = memory_graph(rule, none.k, rows.weights, rows.constants)
     lengths = [block.stop - block.start for block in blocks]
     steps = coefficients.probe(rule, tokens, valid)
-    known = None if wired.solved is None else affine(rule, map_tensors(Tensor.detach, tokens))
+    known = None if memory.output_layer is None else affine(rule, map_tensors(Tensor.detach, tokens))
     each = [_as_seen(rule, own) for own in of_blocks(steps, lengths, point=True)]
     queue = deque(map(_Piece, blocks, cut(tokens, lengths), steps.cut(lengths), each, _cut_up(known, lengths)))
     graph = graph_wanted((tokens, rows.weights, rows.slots, rows.constants, rows.anchor))
-    how = Settling(rule, wired, rounds, graph, watch is not None)
+    how = FixedPointConfig(rule, memory, rounds, graph, watch is not None)
     # Nobody keeps a carry that is left behind, unless for gradients or as an anchor.
-    spare = {} if rows.anchor or how.graph else map_tensors(torch.empty_like, carry)
+    spare = {} if rows.anchor or how.differentiable else map_tensors(torch.empty_like, carry)
     while queue:
         piece = queue.popleft()
         block = piece.block
@@ -95,25 +95,25 @@ def iterate(
 
 
 def _at_point(
-    how: Settling, piece: _Piece, anchor: Weights, carry: Weights, rows: Rows, spare: Weights
+    how: FixedPointConfig, piece: _Piece, anchor: Weights, carry: Weights, rows: Rows, spare: Weights
 ) -> tuple[Tensor, Weights, Tape]:
     """What queries read, the carry after the block, and its tape, of a block with one gradient point."""
     _, k, v, gates = piece.tokens
-    tape = record(how.rule, k, v, gates, anchor, rows.constants, surprise=how.watched)
+    tape = record(how.rule, k, v, gates, anchor, rows.constants, surprise=how.observe)
     return *_followed(how.rule, piece, carry, tape, rows, spare), tape
 
 
 def _by_rounds(
-    how: Settling, piece: _Piece, carry: Weights, rows: Rows, spare: Weights
+    how: FixedPointConfig, piece: _Piece, carry: Weights, rows: Rows, spare: Weights
 ) -> tuple[Tensor, Weights, Tape] | None:
     """The same of a block with several; None where rounds come no closer."""
-    given = Given(piece.tokens, *piece.effects, carry, rows.constants)
-    settled = settle(how, given.start(piece.affine))
-    if settled is None:
+    inputs = Inputs(piece.tokens, *piece.effects, carry, rows.constants)
+    solution = solve_fixed_point(how, inputs.problem(piece.affine))
+    if solution is None:
         return None
-    if how.graph:
-        return joined(how, given, settled, piece.affine)
-    return *_followed(how.rule, piece, carry, settled.tape, rows, spare), settled.tape
+    if how.differentiable:
+        return apply_block(how, inputs, solution, piece.affine)
+    return *_followed(how.rule, piece, carry, solution.tape, rows, spare), solution.tape
 
 
 def _followed(
