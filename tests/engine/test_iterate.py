@@ -33,9 +33,9 @@ def halved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lengths: list[int] = []
     halves: Callable[..., Any] = iterate._halves
 
-    def counted(rule: Any, piece: Any, valid: Any) -> Any:
-        lengths.append(piece.tokens.k.shape[1])
-        return halves(rule, piece, valid)
+    def counted(rule: Any, work: Any, valid: Any) -> Any:
+        lengths.append(work.tokens.k.shape[1])
+        return halves(rule, work, valid)
 
     monkeypatch.setattr(iterate, "_halves", counted)
     return lengths
@@ -140,10 +140,8 @@ def test_rounds_settle_on_the_definition_and_so_do_their_gradients(name: str) ->
     with torch.no_grad():
         near(case.memorize(form="iterate"), case.memorize(form="scan"))
         rows = to_rows(case.state, case.dtype)
-        assert (
-            memory_graph(rule, case.k.transpose(1, 2).flatten(0, 1)[:, :0], rows.weights, rows.constants).output_layer
-            == solved
-        )
+        keys = case.k.transpose(1, 2).flatten(0, 1)[:, :0]
+        assert memory_graph(rule, keys, rows.weights, rows.constants).output_layer == solved
     near(tuple(gradients(case, form="iterate")), tuple(gradients(case, form="scan")))
 
 

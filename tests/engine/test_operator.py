@@ -25,7 +25,7 @@ HALF = torch.tensor([[True, False] * 4, [False] * 3 + [True] * 5, [True] * 8])
 
 @pytest.fixture(autouse=True)
 def operators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs of blocks are operators, as where blocks are compiled; nothing is compiled before a test, nor kept after it."""
+    """Make runs of blocks operators; compile nothing before a test, and keep nothing after it."""
     monkeypatch.setattr(fused, "as_operator", lambda: True)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
