@@ -43,6 +43,11 @@ class WritePass(NamedTuple):
     errors: dict[str, Tensor]
     grad_inputs: dict[str, Tensor]
 
+    def leaves(self, tokens: Tokens, constants: dict[str, Tensor]) -> list[Tensor]:
+        """Return the tensors at which segments begin: results of products, and the pass's own arguments."""
+        arguments = [tokens.k, tokens.v, *tokens.gates.values(), *constants.values()]
+        return [*self.forward.outputs.values(), *self.grad_inputs.values(), *arguments]
+
 
 def forward_pass(rule: Rule, x: Tensor, constants: dict[str, Tensor], linear_fwd: LinearFwd) -> ForwardPass:
     """Run the memory on x `[N, T, K]`, with an autograd graph of the segments."""
@@ -114,6 +119,30 @@ def replay_write_pass(
         return grad_inputs.get(name)
 
     return write_pass(rule, tokens, constants, outputs, linear_fwd, linear_vjp, graph=True)
+
+
+def write_pass_vjp(
+    tape: WritePass,
+    leaves: list[Tensor],
+    grad_input_vjp: Callable[[str, Tensor | None], Tensor | None],
+    output_vjp: Callable[[str, Tensor | None], Tensor | None],
+) -> GradientSums:
+    """Return the gradients of a replayed write pass's leaves: errors to outputs, then outputs to keys.
+
+    Callbacks are the VJPs of products, and know the gradients that arrive from outside. grad_input_vjp(name, gradient
+    of grad_inputs[name]) -> gradient of the error; output_vjp(name, gradient of the output) -> gradient of the input.
+    """
+    sums = GradientSums(leaves)
+    for name in tape.forward.outputs:
+        grad_input = tape.grad_inputs.get(name)
+        grad_error = grad_input_vjp(name, None if grad_input is None else sums.get(grad_input))
+        if grad_error is not None:
+            sums.pull(tape.errors[name], grad_error)
+    for name in reversed(tape.forward.outputs):
+        grad_x = output_vjp(name, sums.get(tape.forward.outputs[name]))
+        if grad_x is not None:
+            sums.pull(tape.forward.inputs[name], grad_x)
+    return sums
 
 
 class GradientSums:

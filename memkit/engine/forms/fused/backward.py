@@ -17,7 +17,7 @@ from memkit.engine.core.coefficients import Coefficients
 from memkit.engine.core.memory_state import Weights
 from memkit.engine.forms.fused.forward import BlockRun, Inputs, Outputs, Residuals, plain
 from memkit.engine.gradients.reading import read_queries_vjp
-from memkit.engine.gradients.segments import GradientSums, WritePass, replay_write_pass, total_gradient
+from memkit.engine.gradients.segments import GradientSums, WritePass, replay_write_pass, total_gradient, write_pass_vjp
 from memkit.engine.gradients.vjp import BlockGradients, accumulate_product, fold_vjp
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors, tensors, with_tensors
@@ -74,8 +74,7 @@ def _block_vjp(
         fold_vjp(name, x, grad_carry[name], gradients)
     low, weights = map_tensors(lambda x: x.to(tokens.k.dtype), (residuals.carry, residuals.anchor))
     from_read = read_queries_vjp(rule, tokens.q, constants, low, residuals.queries, grad_y, gradients)
-    leaves = [tokens.k, tokens.v, *tokens.gates.values(), *constants.values()]
-    from_tape = _tape_vjp(tape, leaves, weights, gradients)
+    from_tape = _tape_vjp(tape, tape.leaves(tokens, constants), weights, gradients)
 
     def gradient(leaf: Tensor) -> Tensor:
         total = total_gradient(leaf, (from_read, from_tape))
@@ -88,26 +87,26 @@ def _block_vjp(
     )
 
 
-def _tape_vjp(tape: WritePass, leaves: Iterable[Tensor], weights: Weights, gradients: BlockGradients) -> GradientSums:
-    """Backward pass of the tape: from the errors to the outputs, then from the outputs to the keys.
+def _tape_vjp(tape: WritePass, leaves: list[Tensor], weights: Weights, gradients: BlockGradients) -> GradientSums:
+    """Return the gradients of leaves through the tape, taken at `weights`.
 
-    Gradients of inputs and errors must be complete before; returns those of `leaves`.
+    `gradients` must hold the whole gradients of inputs and errors from fold and read; it receives those of the weights.
     """
-    inputs, outputs, _ = tape.forward
-    sums = GradientSums([*outputs.values(), *tape.grad_inputs.values(), *leaves])
-    for name in outputs:
-        gradient = sums.get(tape.grad_inputs[name]) if name in tape.grad_inputs else None
+    to_inputs, to_errors = gradients.grad_inputs, gradients.grad_errors
+
+    def grad_input_vjp(name: str, gradient: Tensor | None) -> Tensor:
         if gradient is not None:
-            accumulate_product(gradients.grad_errors, name, gradient, weights[name])
+            accumulate_product(to_errors, name, gradient, weights[name])
             gradients.add_weight(name, gradient, gradients.errors[name])
-        sums.pull(tape.errors[name], gradients.grad_errors[name])
-    for name in reversed(outputs):
-        gradient = sums.get(outputs[name])
+        return to_errors[name]
+
+    def output_vjp(name: str, gradient: Tensor | None) -> Tensor:
         if gradient is not None:
-            accumulate_product(gradients.grad_inputs, name, gradient, weights[name].mT)
+            accumulate_product(to_inputs, name, gradient, weights[name].mT)
             gradients.add_weight(name, gradients.inputs[name], gradient)
-        sums.pull(inputs[name], gradients.grad_inputs[name])
-    return sums
+        return to_inputs[name]
+
+    return write_pass_vjp(tape, leaves, grad_input_vjp, output_vjp)
 
 
 def _anchor_vjp(begins: Tensor | bool, block: _BlockInputGradients, later: Weights) -> tuple[Weights, Weights]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from memkit.engine.core.memory_state import Weights
 from memkit.engine.core.tape import limited, squared_surprise
 from memkit.engine.forms.iterate.iteration import MemoryGraph, Problem, Residuals
-from memkit.engine.gradients.segments import GradientSums, replay_write_pass
+from memkit.engine.gradients.segments import GradientSums, replay_write_pass, write_pass_vjp
 from memkit.engine.gradients.vjp import Read, accumulate, carry_vjp, read_vjp
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
@@ -42,8 +42,7 @@ class IterationVjp:
         tokens, constants = leaves
         self.tape = replay_write_pass(rule, tokens, constants, residuals.outputs, residuals.grad_inputs)
         self._reads, self._transposed_reads = self._replayed_reads(residuals, old)
-        leaf_list = [tokens.k, tokens.v, *tokens.gates.values(), *constants.values()]
-        self._leaves = [*self.tape.forward.outputs.values(), *self.tape.grad_inputs.values(), *leaf_list]
+        self._leaves = self.tape.leaves(tokens, constants)
         self.totals = GradientSums(self._leaves)
         self._grad_first_inputs: Weights = {}
 
@@ -69,11 +68,14 @@ class IterationVjp:
         grad_old: Weights = {}
         if self.rule.surprise_limit is not None:
             grad_inputs, grad_errors = self._limit_vjp(grad_inputs, grad_errors)
-        sums = GradientSums(self._leaves)
-        for name in self.tape.forward.outputs:
-            self._error_vjp(name, sums, grad_inputs, grad_errors, grad_old)
-        for name in reversed(self.tape.forward.outputs):
-            self._output_vjp(name, sums, grad_inputs, grad_old)
+
+        def grad_input_vjp(name: str, gradient: Tensor | None) -> Tensor | None:
+            return self._error_vjp(name, gradient, grad_inputs, grad_errors, grad_old)
+
+        def output_vjp(name: str, gradient: Tensor | None) -> Tensor | None:
+            return self._output_vjp(name, gradient, grad_inputs, grad_old)
+
+        sums = write_pass_vjp(self.tape, self._leaves, grad_input_vjp, output_vjp)
         for leaf in self._leaves:
             gradient = sums.get(leaf)
             if gradient is not None:
@@ -96,38 +98,33 @@ class IterationVjp:
         return inputs, errors
 
     def _error_vjp(
-        self, name: str, sums: GradientSums, grad_inputs: Weights, grad_errors: Weights, grad_old: Weights
-    ) -> None:
-        """Go from a linear map's errors to their origins, among them the errors read through its transpose."""
-        grad_input = self.tape.grad_inputs.get(name)
-        gradient = None if grad_input is None else sums.get(grad_input)
+        self, name: str, gradient: Tensor | None, grad_inputs: Weights, grad_errors: Weights, grad_old: Weights
+    ) -> Tensor | None:
+        """Return the whole gradient of a linear map's errors; `gradient` arrives from their product W^T."""
         if gradient is not None:
             read = self._transposed_reads[name]
             grad_written = grad_errors if self.rule.surprise_limit is None else grad_old
             grad_x = read_vjp(name, read, gradient, self.grad_point, grad_written, grad_inputs)
             accumulate(grad_errors, name, grad_x)
         grad_error = grad_errors.get(name)
-        if grad_error is None:
-            return
-        if name == self.graph.output_layer and self.problem.affine is not None:
-            grad_error = self.problem.affine.solved_back(self._reads[name].masked_scores, grad_error)
-        sums.pull(self.tape.errors[name], grad_error)
+        if grad_error is not None and name == self.graph.output_layer and self.problem.affine is not None:
+            return self.problem.affine.solved_back(self._reads[name].masked_scores, grad_error)
+        return grad_error
 
-    def _output_vjp(self, name: str, sums: GradientSums, grad_inputs: Weights, grad_old: Weights) -> None:
-        """Go from a linear map's output to its input and to the old errors."""
-        gradient, read = sums.get(self.tape.forward.outputs[name]), self._reads[name]
+    def _output_vjp(self, name: str, gradient: Tensor | None, grad_inputs: Weights, grad_old: Weights) -> Tensor | None:
+        """Return the whole gradient of a linear map's input, from that of its output; add that of the old errors."""
+        read = self._reads[name]
         if name not in self.graph.depends_on_earlier:  # its input is made of tokens and constants: left to `finish`
             if name in grad_inputs:
                 accumulate(self._grad_first_inputs, name, grad_inputs[name])
             if gradient is not None and read.r is not None and name != self.graph.output_layer:
                 accumulate(grad_old, name, read.masked_scores.mT.bmm(gradient))
-            return
+            return None
         if gradient is not None:
             # Solved errors pass on no gradient here: `solved_back` has included it.
             grad_r = None if name == self.graph.output_layer else grad_old
             accumulate(grad_inputs, name, read_vjp(name, read, gradient, self.grad_point, grad_inputs, grad_r))
-        if name in grad_inputs:
-            sums.pull(self.tape.forward.inputs[name], grad_inputs[name])
+        return grad_inputs.get(name)
 
     def finish(self, grad_carry: Weights) -> None:
         """Add the gradients of the carry to `grad_carry`, those of tokens and constants to `totals`."""
