@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import memkit
-from memkit.engine.forms.fused import node as fused
+from memkit.engine.forms.fused import form as fused
 from memkit.state import tensors
 from mixers_to_compile import DIM, PERIOD, mixer
 

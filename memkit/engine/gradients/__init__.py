@@ -1,4 +1,5 @@
 """Backward passes written by hand, shared by the forms `fused` and `iterate`.
 
-`vjp`: gradients of a block's products. `segments`: a memory cut at its products. `reading`: queries, with both.
+`products`: reading and folding with transposed carries. `vjp`: the gradients of both. `segments`: a memory cut at its
+products. `reading`: queries, forward and backward.
 """

@@ -1,4 +1,4 @@
-"""VJPs of `block.read` and `block.fold`: the gradients of their arguments, from the gradient of their result.
+"""VJPs of `products.read` and `products.fold`: the gradients of their arguments, from the gradient of their result.
 
 Both are sums of matrix products, so each gradient is a product too, and is accumulated in place. Shapes for one
 matrix of a block: x `[N, T, in]`, inputs a `[N, S, in]`, errors r `[N, S, out]`, carry `[N, n * in, out]` or
@@ -11,19 +11,17 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from memkit.engine.core.block import (
-    apart,
-    is_turned,
-    kept,
-    mixed,
-    plus_product,
-    recalled,
-    weighted,
-    with_product,
-    written,
-)
-from memkit.engine.core.coefficients import Coefficients, Effect
+from memkit.engine.core.block import decay_carry
+from memkit.engine.core.coefficients import Coefficients, Effect, scale
 from memkit.engine.core.memory_state import Weights
+from memkit.engine.gradients.products import (
+    combine_parts,
+    is_transposed,
+    plus_product,
+    plus_product_,
+    read_carry,
+    split_parts,
+)
 
 
 class ReadResiduals(NamedTuple):
@@ -56,14 +54,14 @@ def read_state_fwd(
     effect: Effect, x: Tensor, carry: Tensor, a: Tensor, *, transposed: bool
 ) -> tuple[Tensor, ReadResiduals]:
     """Return P (x Z), the first term of a read, and the residuals of a read with inputs `a`."""
-    y, by_part = recalled(effect, x, carry, turned=transposed)
+    y, by_part = read_carry(effect, x, carry, transposed=transposed)
     return y, ReadResiduals(x.bmm(a.mT), by_part)
 
 
 def read_fwd(effect: Effect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> tuple[Tensor, ReadResiduals]:
-    """Return `block.read` and its residuals."""
-    y, residuals = read_state_fwd(effect, x, carry, a, transposed=is_turned(carry, r.shape[-1]))
-    return with_product(y, residuals.scores * effect.write, r), residuals
+    """Return `products.read` and its residuals."""
+    y, residuals = read_state_fwd(effect, x, carry, a, transposed=is_transposed(carry, r.shape[-1]))
+    return plus_product(y, residuals.scores * effect.write, r), residuals
 
 
 class BlockGradients:
@@ -90,7 +88,7 @@ class BlockGradients:
 
     def add_weight(self, name: str, a: Tensor, r: Tensor) -> None:
         """Add a^T r to `grad_weights`."""
-        if is_turned(self.grad_carry[name], r.shape[-1]):
+        if is_transposed(self.grad_carry[name], r.shape[-1]):
             a, r = r, a
         accumulate_product(self.grad_weights, name, a.mT, r)
 
@@ -102,7 +100,7 @@ def accumulate(sums: Weights, name: str, gradient: Tensor) -> None:
 
 def accumulate_product(sums: Weights, name: str, x: Tensor, y: Tensor) -> None:
     """Add x y to the sum of its name, in place; the first one becomes the sum."""
-    sums[name] = plus_product(sums[name], x, y) if name in sums else x.bmm(y)
+    sums[name] = plus_product_(sums[name], x, y) if name in sums else x.bmm(y)
 
 
 def read_vjp(
@@ -122,7 +120,7 @@ def read_vjp(
     accumulate(grad_effect, "write", grad_scores * read.residuals.scores)
     grad_scores = grad_scores * read.effect.write
     accumulate_product(grad_a, name, grad_scores.mT, read.x)
-    return plus_product(grad_x, grad_scores, read.a)
+    return plus_product_(grad_x, grad_scores, read.a)
 
 
 def _read_state_vjp(read: Read, grad_y: Tensor, grad_effect: Weights) -> Tensor:
@@ -131,33 +129,33 @@ def _read_state_vjp(read: Read, grad_y: Tensor, grad_effect: Weights) -> Tensor:
     n = effect.carry.shape[-1]
     if by_part is None:
         grad_by_part = grad_y.bmm(read.carry.mT)
-        accumulate(grad_effect, "carry", (apart(grad_by_part, n) * x.unsqueeze(2)).sum(-1))
-        return weighted(effect.carry, grad_by_part)
-    accumulate(grad_effect, "carry", (apart(by_part, n) * grad_y.unsqueeze(2)).sum(-1))
-    return mixed(effect.carry, grad_y).bmm(read.carry)
+        accumulate(grad_effect, "carry", (split_parts(grad_by_part, n) * x.unsqueeze(2)).sum(-1))
+        return combine_parts(effect.carry, grad_by_part)
+    accumulate(grad_effect, "carry", (split_parts(by_part, n) * grad_y.unsqueeze(2)).sum(-1))
+    return scale(effect.carry, grad_y).bmm(read.carry)
 
 
 def carry_vjp(name: str, read: Read, grad_y: Tensor, grad_carry: Weights) -> None:
     """Add the gradient of the carry of a read."""
     narrow, wide = (read.x, grad_y) if read.residuals.by_part is None else (grad_y, read.x)
-    accumulate_product(grad_carry, name, mixed(read.effect.carry, narrow).mT, wide)
+    accumulate_product(grad_carry, name, scale(read.effect.carry, narrow).mT, wide)
 
 
 def fold_vjp(name: str, carry: Tensor, grad_next: Tensor, gradients: BlockGradients) -> None:
-    """Backward pass of `block.fold`, from the gradient of the next carry; call it first, as it sets, not adds.
+    """Backward pass of `products.fold`, from the gradient of the next carry; call it first, as it sets, not adds.
 
     Sets the gradients of the carry, of inputs and of errors under `name`, and adds those of last_carry and last_write.
     """
     coefficients, a, r = gradients.coefficients, gradients.inputs[name], gradients.errors[name]
     grad_narrow, grad_wide = gradients.grad_inputs, gradients.grad_errors
-    if is_turned(carry, r.shape[-1]):
+    if is_transposed(carry, r.shape[-1]):
         a, r, grad_narrow, grad_wide = r, a, grad_wide, grad_narrow
     n = coefficients.last_carry.shape[-1]
     flat = (carry.shape[0], n, carry.shape[1] // n * carry.shape[2])
-    gradients.grad_carry[name] = kept(coefficients.last_carry.mT, grad_next)
+    gradients.grad_carry[name] = decay_carry(coefficients.last_carry.mT, grad_next)
     accumulate(gradients.grad_last, "carry", grad_next.reshape(flat).bmm(carry.reshape(flat).mT))
     grad_next = grad_next.to(a.dtype)
-    grad_wide[name] = written(coefficients.last_write, a).bmm(grad_next)
+    grad_wide[name] = scale(coefficients.last_write, a).bmm(grad_next)
     grad_by_part = r.bmm(grad_next.mT)
-    accumulate(gradients.grad_last, "write", (apart(grad_by_part, n) * a.unsqueeze(2)).sum(-1))
-    grad_narrow[name] = weighted(coefficients.last_write, grad_by_part)
+    accumulate(gradients.grad_last, "write", (split_parts(grad_by_part, n) * a.unsqueeze(2)).sum(-1))
+    grad_narrow[name] = combine_parts(coefficients.last_write, grad_by_part)

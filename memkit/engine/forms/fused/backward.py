@@ -12,13 +12,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.engine.core.block import is_turned
 from memkit.engine.core.coefficients import Coefficients
 from memkit.engine.core.memory_state import Weights
-from memkit.engine.forms.fused.forward import BlockRun, Inputs, Outputs, Residuals, plain
+from memkit.engine.forms.dual import Carried, run_block
+from memkit.engine.forms.fused.forward import BlockRun, Inputs, Outputs, Residuals
+from memkit.engine.gradients.products import is_transposed, transposed_as, upright_carry
 from memkit.engine.gradients.reading import read_queries_vjp
 from memkit.engine.gradients.segments import GradientSums, WritePass, replay_write_pass, total_gradient, write_pass_vjp
 from memkit.engine.gradients.vjp import BlockGradients, accumulate_product, fold_vjp
+from memkit.layout import Block
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors, tensors, with_tensors
 
@@ -26,7 +28,7 @@ from memkit.state import map_tensors, tensors, with_tensors
 def backward(run: BlockRun, inputs: Inputs, residuals: tuple[Residuals, ...], grad_outputs: Outputs) -> Inputs:
     """Return the gradients of a run's inputs."""
     grad_anchor = grad_outputs.anchor
-    transposed = {name: is_turned(x, grad_anchor[name].shape[2]) for name, x in inputs.carry.items() if grad_anchor}
+    transposed = {name: is_transposed(x, grad_anchor[name].shape[2]) for name, x in inputs.carry.items() if grad_anchor}
     carry, anchor = grad_outputs.carry, _transpose(grad_anchor, transposed)
     # A sum over all blocks: in the precision of products it would stop growing too early.
     wide = torch.promote_types(inputs.tokens.k.dtype, torch.float32)
@@ -133,13 +135,26 @@ def _transpose(weights: Weights, transposed: dict[str, bool]) -> Weights:
 
 
 def backward_by_autograd(run: BlockRun, inputs: Inputs, grad_outputs: Iterable[Tensor]) -> list[Tensor | None]:
-    """Return the gradients of all inputs, by autograd through the plain loop; with a graph if gradients are enabled."""
+    """Return the gradients of all inputs, by autograd through the form `dual`; differentiable if enabled."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views cut off the graph between the inputs themselves: a carry may depend on the constants.
         inputs = map_tensors(lambda x: x.view_as(x), inputs)
         wanted = [x for x in tensors(inputs) if x.requires_grad]
-        pairs = zip(tensors(plain(run, inputs)), grad_outputs, strict=True)
+        pairs = zip(tensors(_run_as_dual(run, inputs)), grad_outputs, strict=True)
         results, gradients = zip(*((x, gradient) for x, gradient in pairs if x.requires_grad), strict=True)
     found = iter(torch.autograd.grad(results, wanted, gradients, create_graph=create_graph, allow_unused=True))
     return [next(found) if x.requires_grad else None for x in tensors(inputs)]
+
+
+def _run_as_dual(run: BlockRun, inputs: Inputs) -> Outputs:
+    """Run the blocks in the form `dual`, with an autograd graph."""
+    shapes = run.rule.memory.shapes(inputs.tokens.k.shape[-1], inputs.tokens.v.shape[-1])
+    outs, n = {name: shape[1] for name, shape in shapes.items()}, 1 + run.rule.slots
+    outputs, carried = [], Carried(upright_carry(inputs.carry, outs, n), inputs.anchor, None)
+    blocks = run.blocks((inputs.tokens, inputs.coefficients))
+    for begins, (tokens, coefficients) in zip(run.begins, blocks, strict=True):
+        block = Block(0, tokens.k.shape[1], 0, begins, False)
+        y, carried, _ = run_block(run.rule, block, tokens, None, coefficients, carried, inputs.constants)
+        outputs.append(y)
+    return Outputs(torch.stack(outputs, 1), transposed_as(carried.state, inputs.carry, n), carried.anchor)

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.engine.core.block import after, fold, lowered, reader, turn_back
 from memkit.engine.core.coefficients import Coefficients
 from memkit.engine.core.memory_state import Weights
-from memkit.engine.core.tape import record
+from memkit.engine.forms.dual import cast
 from memkit.engine.forms.fused.compile import Prepare, as_written
+from memkit.engine.gradients.products import fold, upright_weight
 from memkit.engine.gradients.reading import QueryResiduals, read_queries
 from memkit.engine.gradients.segments import write_pass
 from memkit.rule import Rule, Tokens
@@ -91,22 +91,6 @@ def forward(run: BlockRun, inputs: Inputs, residuals: list[Residuals] | None) ->
     return Outputs(torch.stack(outputs, 1), carry, map_tensors(Tensor.contiguous, anchor))
 
 
-def plain(run: BlockRun, given: Inputs) -> Outputs:
-    """The same blocks as the dual form has them, with their graph.
-
-    The form's own loop begins with gates and may observe, spread and read otherwise on the way; this one begins with
-    coefficients, because it is their slopes that the sweep hands on.
-    """
-    rule, outputs, carry, anchor = run.rule, [], given.carry, given.anchor
-    for begins, (here, own) in zip(run.begins, run.blocks((given.tokens, given.coefficients)), strict=True):
-        anchor = next_anchor(rule, begins, carry, anchor, here)
-        weights, past = lowered((anchor, carry), here.k.dtype)
-        tape = record(rule, here.k, here.v, here.gates, weights, given.constants)
-        outputs.append(rule.memory.forward(reader(own.weight, past, tape), here.q, given.constants))
-        carry = after(carry, own, tape)
-    return Outputs(torch.stack(outputs, 1), carry, anchor)
-
-
 def writes_need_grad(inputs: Inputs) -> bool:
     """Return whether any input of the state needs a gradient; queries alone do not change the state."""
     return any(x.requires_grad for x in tensors(inputs._replace(tokens=inputs.tokens._replace(q=inputs.tokens.k))))
@@ -117,7 +101,7 @@ def next_anchor(rule: Rule, begins: Tensor | bool, carry: Weights, anchor: Weigh
     if begins is False:
         return anchor
     shapes = rule.memory.shapes(tokens.k.shape[-1], tokens.v.shape[-1])
-    fresh = {name: turn_back(x, *shapes[name]) for name, x in carry.items()}
+    fresh = {name: upright_weight(x, *shapes[name]) for name, x in carry.items()}
     return merge_trees(begins, anchor, fresh) if isinstance(begins, Tensor) else fresh
 
 
@@ -133,7 +117,7 @@ def _block(
 ) -> tuple[Tensor, Weights, Residuals | None]:
     """Run one block: tape, read, fold. Residuals are None unless `keep`, so that memory is freed early."""
     state = carry
-    carry, weights = lowered((carry, anchor), tokens.k.dtype)
+    carry, weights = cast((carry, anchor), tokens.k.dtype)
 
     def linear_fwd(name: str, x: Tensor) -> Tensor:
         return torch.bmm(x, weights[name])

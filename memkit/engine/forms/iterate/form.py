@@ -17,17 +17,33 @@ from torch import Tensor
 from memkit.autograd import graph_wanted
 from memkit.engine.core import coefficients
 from memkit.engine.core.affine import Affine, affine
-from memkit.engine.core.block import after, begin, fold, for_queries, reader, stacked, turn_back, unstacked
-from memkit.engine.core.coefficients import Coefficients, Effect, Steps, of_blocks
+from memkit.engine.core.block import for_queries, gradient_weights, unstack
+from memkit.engine.core.coefficients import Coefficients, Effect, Steps
 from memkit.engine.core.memory_state import Weights
+from memkit.engine.core.obstacles import moving_weights, online, per_key_channel
 from memkit.engine.core.rows import Rows, cut
-from memkit.engine.core.tape import Tape, Watch, observe_block, record
+from memkit.engine.core.surprise import Observed
+from memkit.engine.core.tape import Tape, record
+from memkit.engine.core.unrolled import unroll_head_blocks
+from memkit.engine.form import Call, Form, Place, Result
 from memkit.engine.forms.iterate.fixed_point import FixedPointConfig, Rounds, solve_fixed_point
 from memkit.engine.forms.iterate.iteration import memory_graph
 from memkit.engine.forms.iterate.node import Inputs, apply_block
-from memkit.layout import Block
+from memkit.engine.gradients.products import (
+    fold,
+    fold_all,
+    outputs_of,
+    reader,
+    stack_narrow,
+    upright_parts,
+    upright_weight,
+)
+from memkit.layout import Block, Layout, lay_out, without_periods
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
+
+POINTS = 32
+"""Gradient points per block. More need more iterations; with fewer the weights are read and written more often."""
 
 
 class _Effects(NamedTuple):
@@ -50,55 +66,53 @@ class _Work(NamedTuple):
     affine: Affine | None
 
 
-def iterate(
-    rule: Rule,
-    tokens: Tokens,
-    rows: Rows,
-    blocks: list[Block],
-    valid: Tensor | None,
-    rounds: Rounds,
-    watch: Watch | None = None,
-) -> tuple[Tensor, Rows]:
-    """Run tokens (q, k, v `[N, L, ...]`, gates `[N, L]`) from `rows`, block by block.
-
-    Blocks and `valid` `[N, L]` come from a layout whose blocks hold several mini-batches, but for a first one that
-    may start inside of one. `watch` receives (loss, surprise) `[N, .]` of every block.
-    """
-    outputs = [tokens.v[:, :0]]
-    carry, anchor = stacked(rows, turn=True), dict(rows.anchor)
-    # No tokens are enough to see that every weight is used, and which makes the prediction.
+def iterate(call: Call) -> Result:
+    """Run the call in blocks of several mini-batches; only the first block may start inside of one."""
+    rule, rows, tokens, valid = call.rule, call.rows, call.tokens, call.valid
+    outputs, observed = [tokens.v[:, :0]], []
+    carry, anchor, outs = stack_narrow(rows), dict(rows.anchor), outputs_of(rows)
+    # No tokens are needed to check that every weight is used, and to find the output layer.
     none = map_tensors(lambda x: x[:, :0], tokens)
     record(rule, none.k, none.v, none.gates, rows.weights, rows.constants)
-    memory = memory_graph(rule, none.k, rows.weights, rows.constants)
-    lengths = [block.stop - block.start for block in blocks]
-    steps = coefficients.probe(rule, tokens, valid)
-    known = None if memory.output_layer is None else affine(rule, map_tensors(Tensor.detach, tokens))
-    each = [_effects(rule, own) for own in of_blocks(steps, lengths, point=True)]
-    queue = deque(map(_Work, blocks, cut(tokens, lengths), steps.cut(lengths), each, _split_affine(known, lengths)))
-    graph = graph_wanted((tokens, rows.weights, rows.slots, rows.constants, rows.anchor))
-    how = FixedPointConfig(rule, memory, rounds, graph, watch is not None)
-    # Nobody keeps a carry that is left behind, unless for gradients or as an anchor.
-    spare = {} if rows.anchor or how.differentiable else map_tensors(torch.empty_like, carry)
+    graph = memory_graph(rule, none.k, rows.weights, rows.constants)
+    differentiable = graph_wanted((tokens, rows.weights, rows.slots, rows.constants, rows.anchor))
+    rounds = Rounds(call.run.rounds, call.run.tolerance)
+    config = FixedPointConfig(rule, graph, rounds, differentiable, call.observe)
+    queue = deque(_all_work(call, solve_output_layer=graph.output_layer is not None))
+    # An old carry can be overwritten, unless a graph or an anchor holds it.
+    spare = {} if rows.anchor or differentiable else map_tensors(torch.empty_like, carry)
     while queue:
-        piece = queue.popleft()
-        block = piece.block
-        there = None if valid is None else valid[:, block.start : block.stop]
-        if block.stop - block.start <= rule.mini_batch:  # one gradient point: what the dual form does
-            anchor = begin(rule, block, carry, anchor, rows, piece.tokens.gates)
-            y, following, tape = _run_one_point(how, piece, anchor, carry, rows, spare)
+        work = queue.popleft()
+        block = work.block
+        block_valid = None if valid is None else valid[:, block.start : block.stop]
+        if block.stop - block.start <= rule.mini_batch:  # one gradient point: as in the dual form
+            split = upright_parts(carry, outs, 1 + rule.slots)
+            anchor = gradient_weights(rule, block, split, anchor, work.tokens.gates)
+            y, following, tape = _run_one_point(config, work, anchor, carry, rows, spare)
         else:
-            found = _run_fixed_point(how, piece, carry, rows, spare)
-            if found is None:
-                queue.extendleft(reversed(_halves(rule, piece, there)))
+            result = _run_fixed_point(config, work, carry, rows, spare)
+            if result is None:
+                queue.extendleft(reversed(_halves(rule, work, block_valid)))
                 continue
-            y, following, tape = found
-            anchor = _last_anchor(piece.effects.point, carry, tape, there, anchor) if rows.anchor else {}
-        observe_block(watch, tape, block.stop - block.start)
+            y, following, tape = result
+            anchor = _last_anchor(work.effects.point, carry, tape, block_valid, anchor) if rows.anchor else {}
+        observed.append(tape.observed(block.stop - block.start) if call.observe else None)
         outputs.append(y)
         carry, spare = following, carry if spare else {}
-    weights, slots = unstacked(carry, rows)
+    weights, slots = unstack(upright_parts(carry, outs, 1 + rule.slots))
     anchor = {name: anchor[name] for name in rows.anchor}
-    return torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots, anchor=anchor)
+    after = replace(rows, weights=weights, slots=slots, anchor=anchor)
+    return Result(torch.cat(outputs, 1), after, Observed.join(observed))
+
+
+def _all_work(call: Call, *, solve_output_layer: bool) -> list[_Work]:
+    """Return the blocks of a call with their effects, all unrolled together."""
+    rule, tokens, lengths = call.rule, call.tokens, call.lengths
+    steps = coefficients.probe(rule, tokens, call.valid)
+    errors = affine(rule, map_tensors(Tensor.detach, tokens)) if solve_output_layer else None
+    effects = [_effects(rule, unrolled) for unrolled in unroll_head_blocks(steps, lengths, point=True)]
+    split = _split_affine(errors, lengths)
+    return list(map(_Work, call.blocks, cut(tokens, lengths), steps.cut(lengths), effects, split))
 
 
 def _run_one_point(
@@ -129,7 +143,7 @@ def _read_and_fold(
     """Return y and the next carry, in spare memory if there is some."""
     coefficients = work.effects.coefficients
     y = rule.memory.forward(reader(coefficients.weight, carry, tape), work.tokens.q, rows.constants)
-    return y, after(carry, coefficients, tape, spare)
+    return y, fold_all(carry, coefficients, tape, spare)
 
 
 def _effects(rule: Rule, unrolled: Coefficients) -> _Effects:
@@ -157,7 +171,7 @@ def _last_anchor(point: Effect, carry: Weights, tape: Tape, valid: Tensor | None
     weights = {}
     for name, x in carry.items():
         a, r = tape.inputs[name], tape.errors[name]
-        weights[name] = turn_back(fold(last_carry, last_write, x, a, r), a.shape[-1], r.shape[-1])
+        weights[name] = upright_weight(fold(last_carry, last_write, x, a, r), a.shape[-1], r.shape[-1])
         if valid is not None:
             weights[name] = torch.where(valid.any(1)[:, None, None], weights[name], anchor[name])
     return weights
@@ -182,3 +196,29 @@ def _split_affine(errors: Affine | None, lengths: list[int]) -> list[Affine | No
     if errors is None:
         return [None] * len(lengths)
     return [Affine(*block) for block in zip(*(x.split(lengths, 1) for x in errors), strict=True)]
+
+
+def not_iterable(rule: Rule) -> list[str]:
+    """Return reasons against fixed-point iteration over a block."""
+    reasons = moving_weights(rule) + per_key_channel(rule)
+    return reasons + ([] if rule.sees_weights else ["its gradient does not see the weights"])
+
+
+def _layout(rule: Rule, place: Place, block_size: int) -> Layout:
+    if not rule.sees_weights:
+        return without_periods(place.mask, place.tokens, block_size)
+    return lay_out(rule.period, *place, min(block_size, POINTS * rule.mini_batch), across=True)
+
+
+def _why(rule: Rule) -> str:
+    return (
+        "iterate: exact online gradients of a deep memory, a block at once by rounds that settle; where they do not, "
+        "the block is halved, down to one token. A larger mini_batch needs no rounds, and is another rule."
+    )
+
+
+def _suits(rule: Rule) -> bool:
+    return online(rule) and not torch.compiler.is_compiling()  # compiled code cannot test for convergence
+
+
+ITERATE = Form("iterate", not_iterable, _layout, iterate, _why, _suits)

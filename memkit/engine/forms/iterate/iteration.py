@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from memkit.engine.core.affine import Affine
-from memkit.engine.core.block import is_turned
 from memkit.engine.core.coefficients import Effect
 from memkit.engine.core.memory_state import Weights
-from memkit.engine.core.tape import limited, squared_surprise
+from memkit.engine.core.surprise import limit_errors, squared_surprise
+from memkit.engine.gradients.products import is_transposed
 from memkit.engine.gradients.segments import write_pass
 from memkit.engine.gradients.vjp import ReadResiduals, read_state_fwd
 from memkit.rule import Rule, Tokens
@@ -135,7 +135,7 @@ class Iteration:
             if name not in self.graph.depends_on_earlier:
                 return None
             carry, written = self.problem.carry[name], error if limit is None else old.get(name)
-            a, transposed = error if written is None else written, not is_turned(carry, error.shape[-1])
+            a, transposed = error if written is None else written, not is_transposed(carry, error.shape[-1])
             at_carry, transposed_reads[name] = read_state_fwd(point, error, carry, a, transposed=transposed)
             if written is None:
                 return at_carry
@@ -151,14 +151,14 @@ class Iteration:
         if limit is None:
             return result
         squared = squared_surprise(inputs, errors)
-        return result._replace(errors=limited(self.rule, squared, errors), squared_surprise=squared)
+        return result._replace(errors=limit_errors(self.rule, squared, errors), squared_surprise=squared)
 
     def _read_carry(self, name: str, x: Tensor) -> tuple[Tensor, ReadResiduals, Tensor]:
         """Return P (x Z), residuals and masked scores; computed once if x is the same in all iterations."""
         if name in self._unchanging:
             return self._unchanging[name]
         point, carry = self.problem.point, self.problem.carry[name]
-        transposed = is_turned(carry, self._shapes[name][1])
+        transposed = is_transposed(carry, self._shapes[name][1])
         at_carry, residuals = read_state_fwd(point, x, carry, x, transposed=transposed)
         result = at_carry, residuals, residuals.scores * point.write
         if name not in self.graph.depends_on_earlier:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.core.memory_state import Weights
-from memkit.engine.core.tape import limited, squared_surprise
+from memkit.engine.core.surprise import limit_errors, squared_surprise
 from memkit.engine.forms.iterate.iteration import MemoryGraph, Problem, Residuals
 from memkit.engine.gradients.segments import GradientSums, replay_write_pass, write_pass_vjp
 from memkit.engine.gradients.vjp import Read, accumulate, carry_vjp, read_vjp
@@ -87,7 +87,7 @@ class IterationVjp:
         a = {name: x.detach().requires_grad_() for name, x in self.tape.forward.inputs.items()}
         r = {name: x.detach().requires_grad_() for name, x in self.tape.errors.items()}
         with torch.enable_grad():
-            limited_errors = limited(self.rule, squared_surprise(a, r), r)
+            limited_errors = limit_errors(self.rule, squared_surprise(a, r), r)
         sums = GradientSums([*a.values(), *r.values()])
         for name, gradient in grad_errors.items():
             sums.pull(limited_errors[name], gradient)

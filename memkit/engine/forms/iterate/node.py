@@ -16,7 +16,6 @@ from torch import Tensor
 
 from memkit.autograd import batched, differentiable_once, outside_autocast
 from memkit.engine.core.affine import Affine
-from memkit.engine.core.block import after
 from memkit.engine.core.coefficients import Coefficients, Effect
 from memkit.engine.core.memory_state import Weights
 from memkit.engine.core.tape import Tape
@@ -24,6 +23,7 @@ from memkit.engine.forms.iterate import iteration
 from memkit.engine.forms.iterate.fixed_point import FixedPoint, FixedPointConfig, largest, relative, row_scales
 from memkit.engine.forms.iterate.iteration import Problem
 from memkit.engine.forms.iterate.iteration_vjp import IterationVjp, Leaves
+from memkit.engine.gradients.products import fold_all
 from memkit.engine.gradients.reading import QueryResiduals, read_queries, read_queries_vjp
 from memkit.engine.gradients.segments import total_gradient
 from memkit.engine.gradients.vjp import BlockGradients, accumulate, fold_vjp
@@ -106,7 +106,7 @@ class _FixedPointBlock(torch.autograd.Function):
             config.rule, inputs.tokens.q, inputs.constants, effect, inputs.carry, tape.inputs, tape.errors
         )
         residuals = _Residuals(solution.iterations, affine, tape.inputs, tape.errors, queries)
-        carry = after(inputs.carry, inputs.coefficients, tape)
+        carry = fold_all(inputs.carry, inputs.coefficients, tape)
         outputs = Outputs(y, carry, *map_tensors(_view, (tape.inputs, tape.errors)))
         ctx.config, ctx.like = config, like
         ctx.like_residuals, ctx.like_outputs = emptied((residuals, outputs))

@@ -32,48 +32,46 @@ from torch import Tensor
 from memkit.autograd import differentiable_once, outside_autocast
 from memkit.engine.core import coefficients
 from memkit.engine.core.affine import affine
-from memkit.engine.core.block import begin, read, stacked
+from memkit.engine.core.block import for_queries, gradient_weights, read
 from memkit.engine.core.coefficients import Coefficients, Effect
+from memkit.engine.core.obstacles import moving_weights
 from memkit.engine.core.rows import Rows, cut
-from memkit.engine.core.tape import Watch
+from memkit.engine.form import Call, Form, Place, Result
 from memkit.engine.forms.dual import dual
-from memkit.layout import Block
-from memkit.rule import Rule, Tokens
+from memkit.layout import Block, Layout, lay_out, without_periods
+from memkit.parts.memory import MLPMemory
+from memkit.rule import Rule, Tokens, at_weights
 from memkit.state import map_tensors
 
 GROUP = 32
 """Blocks per launch; their states, 256 KiB per row at the shape above, are in memory together."""
 WIDTHS = (16, 32, 64)
 """Widths of keys and values supported by the kernels."""
+MINI_BATCHES = (16, 32, 64)
+"""Mini-batches, in tokens, supported by the kernels."""
 SLICE = 16
 """Hidden units per step of a kernel, a divisor of all `WIDTHS`; a larger slice spills registers."""
 COMPILED = {"num_warps": 4, "num_stages": 1}
 """Compiler options; one stage, because loads must not be moved ahead across a program's own stores."""
 
 
-def triton_dual(
-    rule: Rule,
-    tokens: Tokens,
-    rows: Rows,
-    blocks: list[Block],
-    valid: Tensor | None,
-    watch: Watch | None = None,
-) -> tuple[Tensor, Rows]:
-    """Run tokens (q, k, v `[N, L, ...]`, gates `[N, L]`) from `rows`, as `dual` does; blocks end where mini-batches do.
+def triton_dual(call: Call) -> Result:
+    """Run the call as `dual` does, in blocks of whole mini-batches; `dual` itself runs if losses are observed.
 
-    With a `watch` it is `dual`, whose tape has the losses. Raises `ValueError` where the kernels cannot run:
-    without triton, on a CPU without its interpreter, for widths that are not equal or none of `WIDTHS`.
+    Raises `ValueError` if the kernels cannot run: without triton, on a CPU without its interpreter, or if keys and
+    values do not have one of `WIDTHS`, the same for both.
     """
+    rule, tokens, rows, blocks = call.rule, call.tokens, call.rows, call.blocks
     _check(tokens, rows)
-    if watch is not None or not blocks or not tokens.k.shape[0]:
-        return dual(rule, tokens, rows, blocks, valid, watch)
+    if call.observe or not blocks or not tokens.k.shape[0]:
+        return dual(call)
     groups = [blocks[i : i + GROUP] for i in range(0, len(blocks), GROUP)]
     outputs = []
-    for group, here in zip(groups, cut(tokens, [g[-1].stop - g[0].start for g in groups]), strict=True):
-        there = None if valid is None else valid[:, group[0].start : group[-1].stop]
-        y, rows = _run_group(rule, here, rows, group, there)
+    for group, part in zip(groups, cut(tokens, [g[-1].stop - g[0].start for g in groups]), strict=True):
+        valid = None if call.valid is None else call.valid[:, group[0].start : group[-1].stop]
+        y, rows = _run_group(rule, part, rows, group, valid)
         outputs.append(y)
-    return torch.cat(outputs, 1), rows
+    return Result(torch.cat(outputs, 1), rows)
 
 
 def kernels() -> Any:
@@ -119,7 +117,8 @@ def _run_group(
 ) -> tuple[Tensor, Rows]:
     """Run the blocks of one launch: return y `[N, T, D]` and the next rows."""
     length = tokens.k.shape[1]
-    anchor = begin(rule, blocks[0], stacked(rows), dict(rows.anchor), rows, tokens.gates)
+    split = {name: (weight, *rows.slots[name]) for name, weight in rows.weights.items()}
+    anchor = gradient_weights(rule, blocks[0], split, dict(rows.anchor), tokens.gates)
     count = len(blocks)
     tokens, valid, front = _padded(rule.mini_batch, tokens, blocks, valid)
     effects = coefficients.unroll(coefficients.probe(rule, tokens, valid).blocks(count, rule.mini_batch))
@@ -161,8 +160,7 @@ def _run_chain(
 
 def _read(rule: Rule, tokens: Tokens, effects: Coefficients, chain: Chain, count: int) -> Tensor:
     """Read all queries, `[N, blocks * L, D]`, as `dual` does, with blocks as rows."""
-    effect = Effect(*(x.transpose(0, 1).flatten(0, 1) for x in effects.weight))
-    effect = effect if rule.read == "after" else coefficients.before(effect)
+    effect = for_queries(rule, Effect(*(x.transpose(0, 1).flatten(0, 1) for x in effects.weight)))
     first, second = chain.before.flatten(0, 1).split(2, 1)
     carry = {"w1": first.flatten(1, 2), "w2": second.mT.flatten(1, 2)}
     k, a, g, e = (x.flatten(0, 1) for x in (chain.k, chain.a, chain.g, chain.e))
@@ -258,3 +256,32 @@ def _precision(dtype: torch.dtype) -> str:
     if dtype == torch.float64:
         return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def not_for_the_kernel(rule: Rule) -> list[str]:
+    """Return reasons against the kernels, for tokens of any width."""
+    reasons = moving_weights(rule)
+    memory = rule.memory
+    plain = isinstance(memory, MLPMemory) and memory.depth == 2 and memory.activation == "silu" and not memory.residual
+    if not plain:
+        reasons.append("its memory is not an MLP of depth 2 with silu")
+    if not (rule.objective.quadratic or rule.objective.linear):
+        reasons.append(f"the gradient of its objective {rule.objective.name!r} is not linear in the prediction")
+    if rule.point is not at_weights:
+        reasons.append("its gradient point is not the weights themselves")
+    if rule.slots != 1:
+        reasons.append(f"it keeps {rule.slots} numbers beside each weight, and the kernel one, the momentum")
+    if rule.mini_batch not in MINI_BATCHES:
+        reasons.append(f"its mini_batch is {rule.mini_batch}, and the kernel's blocks have 16, 32 or 64 tokens")
+    if rule.surprise_limit is not None:
+        reasons.append("its surprise_limit is not linear")
+    return reasons
+
+
+def _layout(rule: Rule, place: Place, block_size: int) -> Layout:
+    if not rule.sees_weights:
+        return without_periods(place.mask, place.tokens, block_size)
+    return lay_out(rule.period, *place, rule.mini_batch)  # blocks of one size: whole mini-batches
+
+
+TRITON = Form("triton", not_for_the_kernel, _layout, triton_dual, suits=lambda rule: False)
