@@ -1,4 +1,4 @@
-"""The form `iterate`: rounds that settle, rounds that do not, and what fixed rounds promise."""
+"""The form `iterate`: iterations that converge or do not, and the guarantee of a fixed number of them."""
 
 from __future__ import annotations
 

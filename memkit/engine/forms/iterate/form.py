@@ -212,8 +212,8 @@ def _layout(rule: Rule, place: Place, block_size: int) -> Layout:
 
 def _why(rule: Rule) -> str:
     return (
-        "iterate: exact online gradients of a deep memory, a block at once by rounds that settle; where they do not, "
-        "the block is halved, down to one token. A larger mini_batch needs no rounds, and is another rule."
+        "iterate: exact online gradients of a deep memory, a block at once by fixed-point iteration; a block that does "
+        "not converge is halved, down to one token. A larger mini_batch needs no iteration, and is another rule."
     )
 
 
