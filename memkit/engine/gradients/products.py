@@ -1,7 +1,7 @@
 """Products of a block for carries stored transposed, used by the hand-written forms `fused` and `iterate`.
 
-A matrix with more inputs than outputs stores its carry as `[N, n * out, in]`, not `[N, n * in, out]` (n = 1 + slots). So
-only the narrow side is scaled per token, and the forms take 6 to 12 % less time. Sums are made in place, because
+A matrix with more inputs than outputs stores its carry as `[N, n * out, in]`, not `[N, n * in, out]` (n = 1 + slots),
+so that only the narrow side is scaled per token; the forms take 6 to 12 % less time. Sums are made in place, because
 allocating memory costs more than the sum. `core.block` has the same products without either.
 """
 

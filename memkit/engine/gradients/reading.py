@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from memkit.engine.core.coefficients import Effect
-from memkit.engine.core.memory_state import Weights
+from memkit.engine.core.rows import Weights
 from memkit.engine.gradients.segments import GradientSums, forward_pass
 from memkit.engine.gradients.vjp import BlockGradients, Read, ReadResiduals, carry_vjp, read_fwd, read_vjp
 from memkit.rule import Rule

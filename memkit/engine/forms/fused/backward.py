@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.core.coefficients import Coefficients
-from memkit.engine.core.memory_state import Weights
+from memkit.engine.core.rows import Weights
 from memkit.engine.forms.dual import Carried, run_block
 from memkit.engine.forms.fused.forward import BlockRun, Inputs, Outputs, Residuals
 from memkit.engine.gradients.products import is_transposed, transposed_as, upright_carry
