@@ -150,5 +150,5 @@ def test_a_batch_too_large_for_the_cache_runs_in_parts(masked: bool, monkeypatch
 
 
 def test_what_is_no_backend_is_said() -> None:
-    with pytest.raises(ValueError, match="no backend of torch.compile"):
+    with pytest.raises(ValueError, match="is not a backend of torch.compile"):
         memkit.compile_blocks(backend="inductr")

@@ -218,7 +218,7 @@ def test_training_leaves_nothing_behind(rule: Rule, activation: str, monkeypatch
     assert left[1] == left[2]
 
 
-def test_a_sweep_forward_records_no_second_derivative() -> None:
+def test_a_fused_forward_pass_records_no_second_derivative() -> None:
     asked = []
     grad = torch.autograd.grad
 

@@ -1,4 +1,4 @@
-"""The form `iterate`: rounds that settle, rounds that do not, and what fixed rounds promise."""
+"""The form `iterate`: iterations that converge or do not, and the guarantee of a fixed number of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import memkit
 from memkit.engine import batching as few_rows
 from memkit.engine.core.memory_state import to_rows
 from memkit.engine.forms.iterate import form as iterate
-from memkit.engine.forms.iterate.round import wiring
+from memkit.engine.forms.iterate.iteration import memory_graph
 from memkit.rule import Rule
 from memkit.state import map_tensors, tensors
 from memkit.testing.outcome import functional
@@ -33,9 +33,9 @@ def halved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     lengths: list[int] = []
     halves: Callable[..., Any] = iterate._halves
 
-    def counted(rule: Any, piece: Any, valid: Any) -> Any:
-        lengths.append(piece.tokens.k.shape[1])
-        return halves(rule, piece, valid)
+    def counted(rule: Any, work: Any, valid: Any) -> Any:
+        lengths.append(work.tokens.k.shape[1])
+        return halves(rule, work, valid)
 
     monkeypatch.setattr(iterate, "_halves", counted)
     return lengths
@@ -140,7 +140,8 @@ def test_rounds_settle_on_the_definition_and_so_do_their_gradients(name: str) ->
     with torch.no_grad():
         near(case.memorize(form="iterate"), case.memorize(form="scan"))
         rows = to_rows(case.state, case.dtype)
-        assert wiring(rule, case.k.transpose(1, 2).flatten(0, 1)[:, :0], rows.weights, rows.constants).solved == solved
+        keys = case.k.transpose(1, 2).flatten(0, 1)[:, :0]
+        assert memory_graph(rule, keys, rows.weights, rows.constants).output_layer == solved
     near(tuple(gradients(case, form="iterate")), tuple(gradients(case, form="scan")))
 
 
