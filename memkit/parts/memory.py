@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memkit.parts.norm import layer_norm
 from memkit.parts.silu import silu
 from memkit.registry import register
 from memkit.rule import Linear
@@ -79,7 +80,7 @@ class MLPMemory:
             hidden = linear(f"w{i}", ACTIVATIONS[self.activation](hidden))
         if not self.residual:
             return hidden
-        return x + F.layer_norm(hidden, hidden.shape[-1:]) * constants["gain"] + constants["bias"]
+        return x + layer_norm(hidden) * constants["gain"] + constants["bias"]
 
 
 def check_residual(key_dim: int, value_dim: int) -> None:
