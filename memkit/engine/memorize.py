@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.autograd import _ordinary, _plain_mode
+from memkit.autograd import plain_mode, without_inference_flag
 from memkit.checks import positive
 from memkit.documents import pieces
 from memkit.engine import inputs, plan
@@ -151,10 +151,10 @@ def _memorize(
 ) -> tuple[Tensor, MemoryState]:
     inputs.check(rule, q, k, v, gates, state, mask, segment_ids)
     how = how._replace(form=plan.choose(rule, how.form, k.shape[1]))
-    with _plain_mode(q):
+    with plain_mode(q):
         dtype = inputs.computation_dtype(q, k, v, *gates.values(), *state.weights.values())
         tokens = Tokens(q, k, v, inputs.filled_in(rule, gates, k, v))
-        tokens, state, mask, segment_ids = _ordinary((tokens, state, mask, segment_ids))
+        tokens, state, mask, segment_ids = without_inference_flag((tokens, state, mask, segment_ids))
         tokens = rule.prepare(map_tensors(lambda x: blank(x, mask).to(dtype), tokens))
         inputs.check_widths(rule, state, tokens.k.shape[-1], tokens.v.shape[-1])
         steps_mask, steps_ids = (x if x is None else x.repeat_interleave(rule.steps, 1) for x in (mask, segment_ids))

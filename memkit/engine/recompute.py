@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.autograd import differentiable_once, graph_wanted
+from memkit.autograd import graph_wanted, once_differentiable
 from memkit.state import Tree, emptied, tensors, with_tensors
 
 Slopes = list[Tensor | None]
@@ -92,7 +92,7 @@ class _Recomputed(torch.autograd.Function):
         return y, *found
 
     @staticmethod
-    @differentiable_once("recompute=", "recompute=None")
+    @once_differentiable("recompute=", "recompute=None")
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, saved: tuple[Tensor, ...], arriving: Tensor | None, *following: Tensor | None
     ) -> Any:

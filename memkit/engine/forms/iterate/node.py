@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.autograd import batched, differentiable_once, outside_autocast
+from memkit.autograd import batched, once_differentiable, outside_autocast
 from memkit.engine.core.affine import Affine
 from memkit.engine.core.block import after
 from memkit.engine.core.coefficients import Coefficients, Effect
@@ -27,6 +27,11 @@ from memkit.engine.gradients.pieces import arrived_at
 from memkit.engine.gradients.reading import answered, read_back
 from memkit.rule import Tokens
 from memkit.state import emptied, map_tensors, tensors, with_tensors
+
+INSTEAD = (
+    "form='step' (form='scan' where the rule has a window): memkit.memorize(..., form='step'), or "
+    "run=memkit.Run(form='step') of a mixer or architecture; a rule with mini_batch > 1 needs neither"
+)
 
 
 class Given(NamedTuple):
@@ -109,7 +114,7 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     @outside_autocast
-    @differentiable_once("the form 'iterate'", "form='step'")
+    @once_differentiable("the form 'iterate'", INSTEAD)
     def backward(ctx: Any, saved: tuple[Tensor, ...], *arriving: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Back through fold and read, and then through rounds."""
         plain = map(Tensor.detach, saved)
