@@ -16,15 +16,15 @@ from ablations.checking.store import Store
 from ablations.checking.work import run_units
 from memkit.own_files import digest
 from memkit.registry import nearest
+from memkit.testing.component import Component, small_options
 from memkit.testing.profiles import Profile, profile_named
 from memkit.testing.report import Verdict
-from memkit.testing.subjects import Subject, small_options
-from memkit.testing.targets import Target, Unit, find_targets, joined, units
+from memkit.testing.selection import Target, Unit, find_targets, joined, units
 
 KEPT, BROKEN, UNUSABLE = 0, 1, 2
 """Exit codes: all laws kept, a law broken, something that could not be used."""
 
-Pairs = list[tuple[Target, Subject]]
+Pairs = list[tuple[Target, Component]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def check(asked: Asked, out: Console, err: Console) -> int:
     """
     began = time.monotonic()
     targets = _targets(asked)
-    pairs, refused = _subjects([target for target, _ in targets])
+    pairs, refused = _components([target for target, _ in targets])
     todo = _units(asked, pairs)
     store = Store(asked.folder, {**asked.data, "files": {file: digest(file) for file in _files(pairs)}})
     print_unusable(refused, out)
@@ -85,15 +85,15 @@ def _targets(asked: Asked) -> list[tuple[Target, str]]:
     return list(found.values())
 
 
-def _subjects(targets: Iterable[Target]) -> tuple[Pairs, dict[str, str]]:
+def _components(targets: Iterable[Target]) -> tuple[Pairs, dict[str, str]]:
     """The components that can be made, and why the others cannot."""
     pairs: Pairs = []
     refused: dict[str, str] = {}
     for target in targets:
         try:
-            subject = target.subject()
-            subject.check_exemptions(target.exempt)
-            pairs.append((target, subject))
+            component = target.component()
+            component.check_exemptions(target.exempt)
+            pairs.append((target, component))
         except ValueError as error:
             refused[str(target)] = str(error)
     return pairs, refused
@@ -105,7 +105,7 @@ def _files(pairs: Pairs) -> list[str]:
 
 def _units(asked: Asked, pairs: Pairs) -> list[Unit]:
     """What is to be tried; `ValueError` for laws that nothing here has, and for a shard that is none."""
-    known = {name for _, subject in pairs for name in subject.laws}
+    known = {name for _, component in pairs for name in component.laws}
     for law in asked.laws:
         if pairs and law not in known:
             raise ValueError(f"there is no law {law!r} for {', '.join(asked.what)}. {nearest(law, known)}")

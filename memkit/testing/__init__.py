@@ -22,14 +22,14 @@ except ImportError as error:
     ) from error
 
 from memkit.testing.check import check_mixer, check_model, check_rule, parametrize_with_laws
-from memkit.testing.close import Discarded, Mismatch, same, same_trees
 from memkit.testing.law import Law, LawBroken
-from memkit.testing.laws_mixer import MIXER_LAWS, MODEL_LAWS
-from memkit.testing.laws_rule import RULE_LAWS
+from memkit.testing.laws.of_mixers import MIXER_LAWS, MODEL_LAWS
+from memkit.testing.laws.of_rules import RULE_LAWS
 from memkit.testing.profiles import PROFILES, Profile
 from memkit.testing.report import Report, Verdict
 from memkit.testing.sequences import MixerProblem, ModelProblem, mixer_problems, model_problems
 from memkit.testing.strategies import Engine, RuleProblem, rule_problems
+from memkit.testing.tolerance import Discarded, Mismatch, same, same_trees
 
 __all__ = [
     "MIXER_LAWS",

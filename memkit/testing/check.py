@@ -12,12 +12,12 @@ from torch import nn
 from memkit.mixers.base import Mixer
 from memkit.registry import build, exemptions, nearest
 from memkit.rule import Rule
+from memkit.testing.component import Component, component_of, rule_component, sequence_component
 from memkit.testing.law import Law
 from memkit.testing.profiles import Profile, profile_of
 from memkit.testing.report import Report
+from memkit.testing.runner import judge, try_law
 from memkit.testing.strategies import ENGINE, Engine
-from memkit.testing.subjects import Subject, rule_subject, sequence_subject, subject_of
-from memkit.testing.trying import judge, try_law
 
 
 def check_rule(
@@ -38,7 +38,7 @@ def check_rule(
     """
     if exempt is None and not isinstance(rule, Rule):
         exempt = exemptions("rule", rule if isinstance(rule, str) else str(rule.get("name")))
-    return _check(rule_subject(build("rule", rule), engine), exempt, profile, laws, raises)
+    return _check(rule_component(build("rule", rule), engine), exempt, profile, laws, raises)
 
 
 def check_mixer(
@@ -54,7 +54,7 @@ def check_mixer(
     Small ones do: a width of 8, and windows, segments and mini-batches of 3 or 4 tokens, as the laws are tried on
     up to 12 tokens.
     """
-    return _check(sequence_subject(factory, "mixer"), exempt, profile, laws, raises)
+    return _check(sequence_component(factory, "mixer"), exempt, profile, laws, raises)
 
 
 def check_model(
@@ -69,7 +69,7 @@ def check_model(
 
     Arguments, sizes and errors as for `check_mixer`.
     """
-    return _check(sequence_subject(factory, "model"), exempt, profile, laws, raises)
+    return _check(sequence_component(factory, "model"), exempt, profile, laws, raises)
 
 
 def parametrize_with_laws(
@@ -88,7 +88,7 @@ def parametrize_with_laws(
     (law -> reason); these items must fail. Raises `ValueError` for unknown labels and laws, and for exemptions
     without a reason.
     """
-    subjects = [subject_of(component, label) for label, component in _labelled(components)]
+    subjects = [component_of(component, label) for label, component in _labelled(components)]
     exempt = exempt or {}
     for label in exempt:
         if label not in [subject.label for subject in subjects]:
@@ -110,16 +110,16 @@ def parametrize_with_laws(
 class _Held:
     """A law as a pytest item has it: call it with the item's component."""
 
-    subject: Subject
+    subject: Component
     law: Law
     profile: Profile
 
     def __call__(self, component: Any) -> None:
-        Report(self.subject.label, (try_law(self.subject, self.law, self.profile),)).raise_failures()
+        Report(self.component.label, (try_law(self.component, self.law, self.profile),)).raise_failures()
 
 
 def _check(
-    subject: Subject,
+    subject: Component,
     exempt: Mapping[str, str] | None,
     profile: str | Profile,
     laws: Iterable[str | Law] | None,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from memkit.testing.close import Mismatch
+from memkit.testing.tolerance import Mismatch
 
 
 class LawBroken(AssertionError):

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from memkit.testing.examples import Written
+from memkit.testing.replay import Replayable
 from memkit.testing.strategies import MaskKind, cuts, draw_mask, draw_segments, seeds
 
 UNREAD = (float("nan"), float("inf"), -float("inf"), 1e30)
@@ -52,7 +52,7 @@ class Sequence(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class SequenceProblem(Written):
+class SequenceProblem(Replayable):
     """A small situation for a sequence component: sizes, what came before, and a seed.
 
     The defaults are the smallest one. prefix: tokens already read; ragged: rows have read different numbers of

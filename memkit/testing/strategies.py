@@ -36,7 +36,7 @@ from memkit.engine import MemoryState, plan
 from memkit.engine.inputs import gate_shape
 from memkit.rule import Gate, Rule, Tokens
 from memkit.state import map_tensors
-from memkit.testing.examples import Written
+from memkit.testing.replay import Replayable
 
 OPEN_RANGE = 0.1
 """Where a gate has no upper bound (a step size), draws stay this near to its lower one."""
@@ -58,7 +58,7 @@ ENGINE = Engine()
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class RuleProblem(Written):
+class RuleProblem(Replayable):
     """A small situation for a rule: sizes, what came before, and a seed. The defaults are the smallest one.
 
     prefix: tokens already memorized, so that slots and offset are not empty; ragged: rows had different

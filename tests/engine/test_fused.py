@@ -16,7 +16,7 @@ from memkit.engine.forms.fused import node as sweep
 from memkit.parts.memory import ACTIVATIONS
 from memkit.parts.silu import silu
 from memkit.state import tensors
-from memkit.testing.outcome import outcome
+from memkit.testing.results_and_gradients import differentiate
 from small_memory import TOKENS, Case, score, titans
 
 RULES = {
@@ -40,7 +40,7 @@ def everything(case: Case, **options: Any) -> Any:
         y, state = memkit.memorize(case.rule, **leaves, form="dual", **options)
         return {"y": y, "state": state}
 
-    return outcome(called, given)
+    return differentiate(called, given)
 
 
 def assert_near(found: Any, expected: Any) -> None:

@@ -15,9 +15,9 @@ import torch
 
 from faults import FAULTS, LAWS, STORED, Fault, stored
 from memkit.testing import Law, Profile
-from memkit.testing.examples import line
-from memkit.testing.subjects import Subject
-from memkit.testing.trying import try_law
+from memkit.testing.component import Component
+from memkit.testing.replay import line
+from memkit.testing.runner import try_law
 
 PAGE = Path(__file__).parents[2] / "docs" / "laws.md"
 TRIED, SEARCHED = Profile(5, shrink=False), Profile(40)
@@ -37,21 +37,21 @@ TITLES = {
 
 def look(fault: Fault) -> dict[str, Any]:
     """The smallest example with which the law meant for a fault kills it, and all laws that do."""
-    subject = fault.broken()
-    found = try_law(subject, subject.laws[fault.law], SEARCHED)
+    component = fault.broken()
+    found = try_law(component, component.laws[fault.law], SEARCHED)
     if found.status != "failed" or found.example is None:
         raise SystemExit(f"{fault.id} is not killed by {fault.law!r}.")
     kills = [
         name
         for name, law in LAWS[fault.kind].items()
-        if name == fault.law or (law.applies(subject.specimen) and _objects(subject, law))
+        if name == fault.law or (law.applies(component.specimen) and _objects(component, law))
     ]
     return {"example": line(found.example), "killed by": kills}
 
 
-def _objects(subject: Subject, law: Law) -> bool:
+def _objects(component: Component, law: Law) -> bool:
     """Whether a law finds a component wrong; one that only falls over is not found out."""
-    return try_law(subject, law, TRIED).detail.startswith(f"law {law.name!r}: ")
+    return try_law(component, law, TRIED).detail.startswith(f"law {law.name!r}: ")
 
 
 def page(known: dict[str, dict[str, Any]]) -> str:

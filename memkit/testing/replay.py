@@ -38,7 +38,7 @@ def read_line(kind: type[Problem], text: str) -> Problem:
     return kind(**values)
 
 
-class Written:
+class Replayable:
     """Base of problems: shown as the call that makes them, without the fields that are as in the smallest one."""
 
     def __repr__(self) -> str:

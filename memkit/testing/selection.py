@@ -11,11 +11,11 @@ from typing import Any
 from memkit.own_files import import_file, import_files, in_words, module_of
 from memkit.registry import exemptions, names, nearest
 from memkit.rule import Rule
-from memkit.testing.examples import line, read_line
+from memkit.testing.component import KINDS, Component, registered_component
 from memkit.testing.profiles import PROFILES, Profile
+from memkit.testing.replay import line, read_line
 from memkit.testing.report import Verdict
-from memkit.testing.subjects import KINDS, Subject, registered_subject
-from memkit.testing.trying import judge
+from memkit.testing.runner import judge
 
 PART = 100
 """Examples of one unit of work, where a law gets more than that."""
@@ -35,7 +35,7 @@ class Target:
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
 
-    def subject(self) -> Subject:
+    def component(self) -> Component:
         """The component with its laws, its files imported first where that has not been done in this process.
 
         Raises `ValueError`, which says in words why there is none.
@@ -43,7 +43,7 @@ class Target:
         if self.name not in names(self.kind):
             import_files(self.files)
         try:
-            return registered_subject(self.kind, self.name, self.options)
+            return registered_component(self.kind, self.name, self.options)
         except Exception as error:
             raise ValueError(f"{self} cannot be made: {in_words(error)}") from None
 
@@ -68,11 +68,11 @@ class Unit:
         """What it is, in one line."""
         return f"{self.target} | {self.law} | {self.part}"
 
-    def run(self, subject: Subject) -> Verdict:
-        """Try the law on the target's subject; the verdict's example is a line that can be typed in again."""
-        problem = None if self.example is None else read_line(subject.problem, self.example)
-        law, exempt = subject.law(self.law), self.target.exempt
-        verdict = judge(subject, law, exempt, self.profile, part=self.part, example=problem)
+    def run(self, component: Component) -> Verdict:
+        """Try the law on the target's component; the verdict's example is a line that can be typed in again."""
+        problem = None if self.example is None else read_line(component.problem, self.example)
+        law, exempt = component.law(self.law), self.target.exempt
+        verdict = judge(component, law, exempt, self.profile, part=self.part, example=problem)
         return verdict if verdict.example is None else replace(verdict, example=line(verdict.example))
 
 
@@ -101,24 +101,24 @@ def find_targets(what: str, kind: str | None = None, options: Mapping[str, Any] 
     return found
 
 
-def units(pairs: Sequence[tuple[Target, Subject]], profile: Profile) -> list[Unit]:
+def units(pairs: Sequence[tuple[Target, Component]], profile: Profile) -> list[Unit]:
     """Every law of every component, divided into parts where a law has many examples."""
     holders: dict[tuple[str, str], int] = {}
-    for target, subject in pairs:
-        for law in subject.applicable:
+    for target, component in pairs:
+        for law in component.applicable:
             holders[target.kind, law] = holders.get((target.kind, law), 0) + 1
     found = []
-    for target, subject in pairs:
-        for name, law in subject.laws.items():
+    for target, component in pairs:
+        for name, law in component.laws.items():
             many = profile.examples
             if profile.spread:
                 many = math.ceil(many / holders.get((target.kind, name), 1))
             if name in target.exempt:  # that it is kept is said only after a fair number of tries
                 many = max(many, math.ceil(PROFILES["default"].examples / law.share))
-            parts = max(1, math.ceil(many * law.share / PART)) if name in subject.applicable else 1
+            parts = max(1, math.ceil(many * law.share / PART)) if name in component.applicable else 1
             each = replace(profile, examples=math.ceil(many / parts))
             found += [Unit(target, name, each, part) for part in range(parts)]
-            if name == LONGEST and profile.longest and name in subject.applicable and target.kind == "rule":
+            if name == LONGEST and profile.longest and name in component.applicable and target.kind == "rule":
                 longest = replace(profile, examples=1, stream=profile.longest, shrink=False)
                 found.append(Unit(target, name, longest, parts))
     return found

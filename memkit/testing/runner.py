@@ -13,12 +13,12 @@ import hypothesis
 from hypothesis import HealthCheck, Phase
 
 from memkit.own_files import in_words
-from memkit.testing.close import Discarded
+from memkit.testing.component import Component
 from memkit.testing.law import Law, LawBroken
 from memkit.testing.profiles import Profile
 from memkit.testing.report import RAISED as RAISES
 from memkit.testing.report import Verdict
-from memkit.testing.subjects import Subject
+from memkit.testing.tolerance import Discarded
 
 MOST_DISCARDED = 0.2
 """A law that says nothing about more of its problems than this has not been tried."""
@@ -36,7 +36,7 @@ class _Tally:
 
 
 def judge(
-    subject: Subject, law: Law, exempt: Mapping[str, str], profile: Profile, *, part: int = 0, example: Any = None
+    component: Component, law: Law, exempt: Mapping[str, str], profile: Profile, *, part: int = 0, example: Any = None
 ) -> Verdict:
     """Try a law, unless it does not apply; an exemption turns the verdict around.
 
@@ -45,12 +45,12 @@ def judge(
     """
     reason = exempt.get(law.name) if example is None else None
     say = partial(Verdict, law=law.name, equation=law.equation)
-    if not law.applies(subject.specimen):
+    if not law.applies(component.specimen):
         if reason:
             return say(status="failed", detail=f"it is exempt ({reason}), but does not apply. Remove the exemption.")
         return say(status="does not apply", detail=f"it takes {law.asks}.")
     began = time.monotonic()
-    verdict = try_law(subject, law, profile, part) if example is None else try_example(subject, law, example)
+    verdict = try_law(component, law, profile, part) if example is None else try_example(component, law, example)
     found_wrong = verdict.detail.startswith(law.objection)  # not problems that say nothing, nor what fell over
     verdict = replace(verdict, seconds=time.monotonic() - began, hint=law.hint if found_wrong else "")
     if not reason:
@@ -61,11 +61,11 @@ def judge(
     return replace(verdict, status="exempt", detail=reason, hint="")
 
 
-def try_example(subject: Subject, law: Law, problem: Any) -> Verdict:
+def try_example(component: Component, law: Law, problem: Any) -> Verdict:
     """Try a law on one problem."""
     say = partial(Verdict, law=law.name, equation=law.equation, examples=1)
     try:
-        law(subject.component_for(problem), problem)
+        law(component.instance(problem), problem)
     except Discarded as nothing:
         return say(status="failed", discarded=1, example=problem, detail=f"the example says nothing: {nothing}")
     except RAISED as error:
@@ -73,14 +73,14 @@ def try_example(subject: Subject, law: Law, problem: Any) -> Verdict:
     return say(status="passed")
 
 
-def try_law(subject: Subject, law: Law, profile: Profile, part: int = 0) -> Verdict:
+def try_law(component: Component, law: Law, profile: Profile, part: int = 0) -> Verdict:
     """Try a law on as many problems as the profile says."""
     tally = _Tally()
 
     def attempt(problem: Any) -> None:
         tally.drawn += 1
         try:
-            law(subject.component_for(problem), problem)
+            law(component.instance(problem), problem)
         except Discarded as nothing:
             tally.discarded += 1
             tally.why = str(nothing)
@@ -97,10 +97,10 @@ def try_law(subject: Subject, law: Law, profile: Profile, part: int = 0) -> Verd
         suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
     )
     # The same problems at each run, and others for each law and part.
-    drawn_from = f"{subject.label} {law.name} {profile.seed}{f' {part}' if part else ''}"
+    drawn_from = f"{component.label} {law.name} {profile.seed}{f' {part}' if part else ''}"
     seeded = hypothesis.seed(zlib.crc32(drawn_from.encode()))
     try:
-        seeded(settings(hypothesis.given(subject.problems(profile.stream))(attempt)))()
+        seeded(settings(hypothesis.given(component.problems(profile.stream))(attempt)))()
     except RAISED:  # hypothesis raises what `attempt` raised, or says that it could not repeat it
         if tally.failure is None:
             raise

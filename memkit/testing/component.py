@@ -15,8 +15,8 @@ from memkit.mixers.base import Mixer
 from memkit.registry import build, factory, nearest
 from memkit.rule import Rule
 from memkit.testing.law import Law
-from memkit.testing.laws_mixer import MIXER_LAWS, MODEL_LAWS
-from memkit.testing.laws_rule import RULE_LAWS
+from memkit.testing.laws.of_mixers import MIXER_LAWS, MODEL_LAWS
+from memkit.testing.laws.of_rules import RULE_LAWS
 from memkit.testing.sequences import MixerProblem, ModelProblem, mixer_problems, model_problems
 from memkit.testing.strategies import ENGINE, Engine, RuleProblem, rule_problems
 
@@ -43,7 +43,7 @@ SMALL_RULE = {"mini_batch": 4, "update_every": 3, "window": 3, "expansion": 2}
 
 
 @dataclass(frozen=True)
-class Subject:
+class Component:
     """A component with its laws: how to draw problems, and what a law is given for one of them.
 
     problems(stream) draws problems of the kind `problem`, with long streams of so many tokens.
@@ -53,7 +53,7 @@ class Subject:
     laws: Mapping[str, Law]
     problem: type
     problems: Callable[[int], SearchStrategy[Any]]
-    component_for: Callable[[Any], Any]
+    instance: Callable[[Any], Any]
     specimen: Any
     engine: Engine = ENGINE
 
@@ -62,7 +62,7 @@ class Subject:
         """The names of the laws that have a meaning for it."""
         return [law.name for law in self.laws.values() if law.applies(self.specimen)]
 
-    def with_laws(self, wanted: Iterable[str | Law] | None) -> Subject:
+    def with_laws(self, wanted: Iterable[str | Law] | None) -> Component:
         """The same with only these laws, its own by name or others; `ValueError` names the nearest one."""
         if wanted is None:
             return self
@@ -84,14 +84,14 @@ class Subject:
                 raise ValueError(f"the exemption of {self.label} from {name!r} needs a reason.")
 
 
-def rule_subject(rule: Rule, engine: Engine = ENGINE, label: str | None = None) -> Subject:
+def rule_component(rule: Rule, engine: Engine = ENGINE, label: str | None = None) -> Component:
     """A rule, run by an engine."""
     problems = partial(rule_problems, rule, engine)
     problems(1)  # here, so that a rule without fitting widths is refused before any law is tried
-    return Subject(label or rule.name, RULE_LAWS, RuleProblem, problems, lambda problem: rule, rule, engine)
+    return Component(label or rule.name, RULE_LAWS, RuleProblem, problems, lambda problem: rule, rule, engine)
 
 
-def sequence_subject(made_by: Callable[[], Any], kind: str, label: str | None = None) -> Subject:
+def sequence_component(made_by: Callable[[], Any], kind: str, label: str | None = None) -> Component:
     """A mixer or a model, by its factory; `ValueError` when that makes something else."""
     specimen = made_by()
     if not isinstance(specimen, Mixer if kind == "mixer" else nn.Module):
@@ -100,19 +100,19 @@ def sequence_subject(made_by: Callable[[], Any], kind: str, label: str | None = 
         (MIXER_LAWS, MixerProblem, mixer_problems) if kind == "mixer" else (MODEL_LAWS, ModelProblem, model_problems)
     )
     label = label or type(specimen).__name__
-    return Subject(label, laws, problem, lambda stream: problems(), lambda problem: problem.build(made_by), specimen)
+    return Component(label, laws, problem, lambda stream: problems(), lambda problem: problem.build(made_by), specimen)
 
 
-def subject_of(component: Any, label: str | None) -> Subject:
+def component_of(component: Any, label: str | None) -> Component:
     """A rule, or a factory of mixers or models; `ValueError` for anything else."""
     if isinstance(component, Rule):
-        return rule_subject(component, label=label)
+        return rule_component(component, label=label)
     if not callable(component) or isinstance(component, nn.Module):
         raise ValueError(f"laws are for rules, and factories of mixers and models; got a {type(component).__name__}.")
-    return sequence_subject(component, "mixer" if isinstance(component(), Mixer) else "model", label)
+    return sequence_component(component, "mixer" if isinstance(component(), Mixer) else "model", label)
 
 
-def registered_subject(kind: str, name: str, options: Mapping[str, Any], engine: Engine = ENGINE) -> Subject:
+def registered_component(kind: str, name: str, options: Mapping[str, Any], engine: Engine = ENGINE) -> Component:
     """A registered component at the sizes at which laws are tried; `options` go before those.
 
     Raises `ValueError` for unknown names and options, and when it makes something else than its kind says.
@@ -121,9 +121,9 @@ def registered_subject(kind: str, name: str, options: Mapping[str, Any], engine:
         made = build("rule", name, **small_options(kind, name, options))
         if not isinstance(made, Rule):
             raise ValueError(f"rule {name!r} must make a memkit.Rule; it made a {type(made).__name__}.")
-        return rule_subject(made, engine, name)
+        return rule_component(made, engine, name)
     made_by = partial(build, kind, name, **small_options(kind, name, options))
-    return sequence_subject(made_by, "mixer" if kind == "mixer" else "model", name)
+    return sequence_component(made_by, "mixer" if kind == "mixer" else "model", name)
 
 
 def small_options(kind: str, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
