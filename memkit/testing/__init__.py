@@ -1,14 +1,14 @@
-"""Laws that every rule, mixer and language model must keep, and the means to hold yours to them.
+"""Laws of every rule, mixer and language model, and functions to hold yours to them.
 
     check_rule(rule)                    all laws, or `LawBroken` with the smallest failing example of each
     check_mixer(factory), check_model(factory)
     @parametrize_with_laws([...])       one pytest item for each component and law
-    memkit.testing.strategies           problems to write laws of your own over
+    memkit.testing.strategies           problems for laws of your own
     memkit check my_rule.py             the same from the shell, in words
 
-A component that is not meant to keep a law says so where it is registered, with the reason:
-`@register("rule", "mine", exempt={"clearing gates": "it returns to its initial weights"})`. An exemption from a law
-that is kept after all is a failure.
+A component may be exempt from a law, by its registration and with a reason:
+`@register("rule", "mine", exempt={"clearing gates": "it returns to its initial weights"})`. To keep the law in spite
+of an exemption is a failure.
 
 Needs the extra `testing` (hypothesis and pytest); `memkit` itself never imports this package.
 """

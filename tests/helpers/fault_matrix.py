@@ -22,17 +22,30 @@ from memkit.testing.runner import try_law
 PAGE = Path(__file__).parents[2] / "docs" / "laws.md"
 TRIED, SEARCHED = Profile(5, shrink=False), Profile(40)
 
-INTRODUCTION = """# The laws, and what they catch
+INTRODUCTION = """# The laws, and the faults they catch
 
-Every rule, mixer and language model of memkit is held to these laws, and so is yours: `memkit check my_rule.py`.
-All are equalities in float64 up to rounding (1e-10, gradients 1e-8, of 1 + the largest reference), unless they
-say otherwise. This page is written by `python tests/helpers/fault_matrix.py`.
+memkit holds every rule, mixer and language model to these laws, and yours with `memkit check my_rule.py`. An equation
+holds in float64 up to rounding, 1e-10 for values and 1e-8 for gradients, times 1 + the largest reference, unless a law
+says otherwise. Faults: the number of deliberate faults that the law finds; the last section lists them. (This page is
+written by `python tests/helpers/fault_matrix.py`.)
 """
 TITLES = {
     "rule": "Rules",
     "mixer": "Mixers and language models",
-    "model": "Language models, besides",
+    "model": "Language models only",
 }
+GROUPS = {
+    "parts": "The parts of a rule",
+    "gates": "Gates and declared linearity",
+    "gradients": "Gradients",
+    "forms": "Forms, cuts and causality",
+    "state": "The state",
+    "rows": "Rows, heads, masks and documents",
+    "precision": "Single precision",
+    "sequences": "Cuts, rows, state and learning",
+    "sequence_masks": "Masks and documents",
+}
+"""The module of a law -> the title of its group."""
 
 
 def look(fault: Fault) -> dict[str, Any]:
@@ -55,26 +68,44 @@ def _objects(component: Component, law: Law) -> bool:
 
 
 def page(known: dict[str, dict[str, Any]]) -> str:
-    """The laws with their equations, and the faults with their killers."""
+    """The laws with their equations by group, and the faults with their killers."""
     parts = [INTRODUCTION]
     for kind, laws in LAWS.items():
-        mine = [fault for fault in FAULTS if fault.kind == kind]
+        mine = [known[fault.id]["killed by"] for fault in FAULTS if fault.kind == kind]
+        groups = dict.fromkeys(_group(law) for law in laws.values())
         parts.append(f"## {TITLES[kind]}\n")
-        for name, law in laws.items():
-            meant = sum(fault.law == name for fault in mine)
-            killed = sum(name in known[fault.id]["killed by"] for fault in mine)
-            parts.append(f"**{name}.** {' '.join(law.equation.split())} *Meant for {meant}, kills {killed}.*\n")
+        for group in groups:
+            parts += [f"### {group}\n"] if len(groups) > 1 else []
+            parts += ["| law | equation | faults |", "|---|---|---|"]
+            parts += [
+                f"| **{name}** | {_cell(law)} | {sum(name in killers for killers in mine)} |"
+                for name, law in laws.items()
+                if _group(law) == group
+            ]
+            parts.append("")
     parts.append(
-        f"## The faults\n\nThe laws are tested themselves: {len(FAULTS)} deliberate faults, each of which the law "
-        "meant for it must kill, while it passes the same component without the fault (`tests/laws/test_faults.py`).\n"
+        "## The faults\n\n"
+        f"The laws are tested themselves, by {len(FAULTS)} deliberate faults. The law meant for a fault must kill it, "
+        "and pass the same component without the fault (`tests/laws/test_faults.py`).\n"
     )
     for kind in LAWS:
-        parts += [f"| {kind} with this fault | the law meant for it | killed as well by |", "|---|---|---|"]
+        parts += [f"| {kind} with this fault | law meant for it | other laws that kill it |", "|---|---|---|"]
         for fault in (fault for fault in FAULTS if fault.kind == kind):
             others = [name for name in known[fault.id]["killed by"] if name != fault.law]
             parts.append(f"| {fault.name} | {fault.law} | {', '.join(others)} |")
         parts.append("")
     return "\n".join(parts)
+
+
+def _group(law: Law) -> str:
+    """The title of a law's group."""
+    return GROUPS[law.check.__module__.rpartition(".")[2]]
+
+
+def _cell(law: Law) -> str:
+    """The equation, then the details in italics, on one line of a table."""
+    equation, *details = (" ".join(part.split()) for part in law.equation.replace("|", "\\|").split("\n\n"))
+    return " ".join([equation, *(f"*{detail}*" for detail in details)])
 
 
 def main() -> None:
