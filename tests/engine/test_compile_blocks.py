@@ -28,11 +28,11 @@ def afresh() -> Iterator[None]:
 
 
 def everything(case: Case, **options: Any) -> list[torch.Tensor]:
-    """Outputs, state and every gradient, in the dual form."""
+    """Outputs, state and every gradient, in the fused form."""
     given = {"q": case.q, "k": case.k, "v": case.v, "gates": case.gates, "state": case.state}
 
     def called(leaves: dict[str, Any]) -> dict[str, Any]:
-        y, state = memkit.memorize(case.rule, **leaves, form="dual", **options)
+        y, state = memkit.memorize(case.rule, **leaves, form="fused", **options)
         return {"y": y, "state": state}
 
     return tensors(tuple(differentiate(called, given)))
@@ -65,7 +65,7 @@ def test_without_gradients_and_with_gradients_of_gradients() -> None:
     def norms() -> list[torch.Tensor]:
         leaves = [x.clone().requires_grad_() for x in (case.q, case.k, case.v)]
         q, k, v = leaves
-        y, _ = case.memorize(q=q, k=k, v=v, form="dual")
+        y, _ = case.memorize(q=q, k=k, v=v, form="fused")
         first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
         return list(torch.autograd.grad(sum(x.square().sum() for x in first), leaves))  # type: ignore[arg-type]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import memkit
-from memkit.engine.plan import Form
+from memkit.engine import FormName as Form
 from textbook_deep import Arrays, hold_to, residual_norm, slope
 
 FORMS: tuple[Form, ...] = ("auto", "scan")

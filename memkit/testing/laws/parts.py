@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memkit.engine.inputs import gate_shape
+from memkit.engine import gate_shape
 from memkit.rule import Rule, Tokens
 from memkit.state import Tree, map_tensors
 from memkit.testing.laws.gates import at_one_weight, set_gates
