@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from faults import FAULTS, LAWS, STORED, Fault, stored
+from faults import FAULTS, LAWS, STORED, TRIED, Fault, stored
 from memkit.testing import Law, Profile
 from memkit.testing.component import Component
 from memkit.testing.replay import line
 from memkit.testing.runner import try_law
 
 PAGE = Path(__file__).parents[2] / "docs" / "laws.md"
-TRIED, SEARCHED = Profile(5, shrink=False), Profile(40)
+BRIEFLY, SEARCHED = Profile(5, shrink=False), Profile(40)
 
 INTRODUCTION = """# The laws, and the faults they catch
 
@@ -33,6 +33,21 @@ TITLES = {
     "rule": "Rules",
     "mixer": "Mixers and language models",
     "model": "Language models only",
+    "reference": "Mixers and their literal references",
+}
+PREFACES = {
+    "reference": """The laws of mixers do not tell one mixer from another: memory as context keeps them all even if its
+memory reads x instead of attention's output. So memkit's own mixers are compared with their papers too. Plain loops
+over tokens, written from the equations without the engine, give with the same parameters the same outputs, memories,
+and gradients of x and of every parameter, with masks, packed documents, cuts and calls that only read
+(`tests/helpers/literal_laws.py` and its neighbors).
+""",
+}
+COLUMNS = {
+    "rule": ("rule with this fault", "law meant for it"),
+    "mixer": ("mixer with this fault", "law meant for it"),
+    "model": ("model with this fault", "law meant for it"),
+    "reference": ("mixer that departs from its paper", "its reference"),
 }
 GROUPS = {
     "parts": "The parts of a rule",
@@ -44,6 +59,7 @@ GROUPS = {
     "precision": "Single precision",
     "sequences": "Cuts, rows, state and learning",
     "sequence_masks": "Masks and documents",
+    "literal_laws": "Literal references",
 }
 """The module of a law -> the title of its group."""
 
@@ -56,15 +72,16 @@ def look(fault: Fault) -> dict[str, Any]:
         raise SystemExit(f"{fault.id} is not killed by {fault.law!r}.")
     kills = [
         name
-        for name, law in LAWS[fault.kind].items()
-        if name == fault.law or (law.applies(component.specimen) and _objects(component, law))
+        for name, law in TRIED[fault.kind].items()
+        if name == fault.law
+        or (name in component.laws and law.applies(component.specimen) and _objects(component, law))
     ]
     return {"example": line(found.example), "killed by": kills}
 
 
 def _objects(component: Component, law: Law) -> bool:
     """Whether a law finds a component wrong; one that only falls over is not found out."""
-    return try_law(component, law, TRIED).detail.startswith(f"law {law.name!r}: ")
+    return try_law(component, law, BRIEFLY).detail.startswith(f"law {law.name!r}: ")
 
 
 def page(known: dict[str, dict[str, Any]]) -> str:
@@ -73,7 +90,7 @@ def page(known: dict[str, dict[str, Any]]) -> str:
     for kind, laws in LAWS.items():
         mine = [known[fault.id]["killed by"] for fault in FAULTS if fault.kind == kind]
         groups = dict.fromkeys(_group(law) for law in laws.values())
-        parts.append(f"## {TITLES[kind]}\n")
+        parts += [f"## {TITLES[kind]}\n", *([PREFACES[kind]] if kind in PREFACES else [])]
         for group in groups:
             parts += [f"### {group}\n"] if len(groups) > 1 else []
             parts += ["| law | equation | faults |", "|---|---|---|"]
@@ -89,7 +106,7 @@ def page(known: dict[str, dict[str, Any]]) -> str:
         "and pass the same component without the fault (`tests/laws/test_faults.py`).\n"
     )
     for kind in LAWS:
-        parts += [f"| {kind} with this fault | law meant for it | other laws that kill it |", "|---|---|---|"]
+        parts += [f"| {' | '.join(COLUMNS[kind])} | other laws that kill it |", "|---|---|---|"]
         for fault in (fault for fault in FAULTS if fault.kind == kind):
             others = [name for name in known[fault.id]["killed by"] if name != fault.law]
             parts.append(f"| {fault.name} | {fault.law} | {', '.join(others)} |")
