@@ -14,7 +14,7 @@ from torch import nn
 
 import memkit
 from ablations import checkpoint
-from ablations.optimisation import learning_rate, make_optimizer
+from ablations.optimization import learning_rate, make_optimizer
 from ablations.settings import TrainConfig
 from ablations.tasks import IGNORE, Batch, Metric, Task, Yardstick
 from ablations.tasks.base import bits, correct
@@ -149,7 +149,7 @@ def test_evaluation_is_the_mean_over_the_targets_that_count() -> None:
     assert model.training
 
 
-# -- the optimiser
+# -- the optimizer
 
 
 def test_learning_rate_rises_then_falls_along_a_cosine() -> None:
