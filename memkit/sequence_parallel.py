@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from memkit.autograd import differentiable_once
+from memkit.autograd import once_differentiable
 from memkit.state import Tree, map_tensors, tensors
 
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -164,7 +164,7 @@ class _TakeOver(torch.autograd.Function):
         return x.view_as(x), line.take(flat)
 
     @staticmethod
-    @differentiable_once("a sequence cut between ranks", "one rank")
+    @once_differentiable("a sequence cut between ranks", "one rank")
     def backward(ctx: Any, _: Any, x: Tensor, flat: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Send the state's gradient back."""
         ctx.line.give(flat, back=True)
@@ -183,7 +183,7 @@ class _HandOn(torch.autograd.Function):
         return y.view_as(y)
 
     @staticmethod
-    @differentiable_once("a sequence cut between ranks", "one rank")
+    @once_differentiable("a sequence cut between ranks", "one rank")
     def backward(ctx: Any, _: Any, y: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Wait for the state's gradient."""
         return y, ctx.line.take(torch.empty(ctx.like.shape, dtype=ctx.like.dtype, device=y.device), back=True), None

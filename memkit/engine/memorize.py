@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.autograd import _plain_mode as plain_mode
+from memkit.autograd import plain_mode
 from memkit.documents import pieces
 from memkit.engine import plan
 from memkit.engine.batching import in_micro_batches

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.autograd import differentiable_once, graph_wanted
+from memkit.autograd import graph_wanted, once_differentiable
 from memkit.state import Tree, emptied, tensors, with_tensors
 
 Gradients = list[Tensor | None]
@@ -97,7 +97,7 @@ class _Recomputed(torch.autograd.Function):
         return y, *last
 
     @staticmethod
-    @differentiable_once("recompute=", "recompute=None")
+    @once_differentiable("recompute=", "recompute=None")
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, saved: tuple[Tensor, ...], grad_y: Tensor | None, *grad_state: Tensor | None
     ) -> Any:

@@ -14,7 +14,7 @@ from memkit import Rule
 from memkit.engine import batching as few_rows
 from memkit.engine.forms.fused import compile as compiled
 from memkit.state import tensors
-from memkit.testing.outcome import outcome
+from memkit.testing.results_and_gradients import differentiate
 from small_memory import TOKENS, Case
 
 
@@ -35,7 +35,7 @@ def everything(case: Case, **options: Any) -> list[torch.Tensor]:
         y, state = memkit.memorize(case.rule, **leaves, form="fused", **options)
         return {"y": y, "state": state}
 
-    return tensors(tuple(outcome(called, given)))
+    return tensors(tuple(differentiate(called, given)))
 
 
 def everything_as_written(case: Case) -> list[torch.Tensor]:

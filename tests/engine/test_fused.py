@@ -15,7 +15,7 @@ from memkit.engine import FormName, exact_forms
 from memkit.parts.memory import ACTIVATIONS
 from memkit.parts.silu import silu
 from memkit.state import tensors
-from memkit.testing.outcome import outcome
+from memkit.testing.results_and_gradients import differentiate
 from small_memory import TOKENS, Case, score, titans
 
 RULES = {
@@ -39,7 +39,7 @@ def everything(case: Case, form: FormName = "fused", **options: Any) -> Any:
         y, state = memkit.memorize(case.rule, **leaves, form=form, **options)
         return {"y": y, "state": state}
 
-    return outcome(called, given)
+    return differentiate(called, given)
 
 
 def assert_near(found: Any, expected: Any) -> None:

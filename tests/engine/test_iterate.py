@@ -16,7 +16,7 @@ from memkit.engine.forms.iterate import form as iterate
 from memkit.engine.forms.iterate.iteration import memory_graph
 from memkit.rule import Rule
 from memkit.state import map_tensors, tensors
-from memkit.testing.outcome import functional
+from memkit.testing.results_and_gradients import functional
 from small_memory import TOKENS, Case, score, titans
 
 ONLINE = titans(mini_batch=1)

@@ -17,7 +17,7 @@ from memkit.engine.forms.fused import operator
 from memkit.parts.memory import MLPMemory
 from memkit.rule import Linear
 from memkit.state import tensors
-from memkit.testing.outcome import outcome
+from memkit.testing.results_and_gradients import differentiate
 from small_memory import Case, titans
 
 HALF = torch.tensor([[True, False] * 4, [False] * 3 + [True] * 5, [True] * 8])
@@ -50,7 +50,7 @@ def everything(case: Case, prepared: Any, **options: Any) -> list[Tensor]:
         y, state = memorize(leaves)
         return {"y": y, "state": state}
 
-    return tensors(tuple(outcome(called, given)))
+    return tensors(tuple(differentiate(called, given)))
 
 
 @pytest.mark.parametrize(

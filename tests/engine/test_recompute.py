@@ -17,7 +17,7 @@ from memkit import Rule
 from memkit.engine.forms import dual
 from memkit.engine.recompute import in_groups
 from memkit.state import tensors
-from memkit.testing.outcome import outcome
+from memkit.testing.results_and_gradients import differentiate
 from small_memory import TOKENS, Case, score, titans
 
 RULES = {
@@ -40,7 +40,7 @@ def everything(case: Case, **options: Any) -> Any:
         y, state = memkit.memorize(case.rule, **leaves, **options)
         return {"y": y, "state": state}
 
-    return outcome(run, given)
+    return differentiate(run, given)
 
 
 def assert_near(found: Any, expected: Any) -> None:

@@ -15,7 +15,7 @@ import memkit
 from memkit.mixers.backends import SCAN, Scan, mamba
 from memkit.mixers.backends.probes import why_not
 from memkit.state import tensors
-from memkit.testing.close import same
+from memkit.testing.tolerance import same
 
 pytestmark = pytest.mark.usefixtures("fresh_probes")
 

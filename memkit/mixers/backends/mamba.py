@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memkit.autograd import differentiable_once
+from memkit.autograd import once_differentiable
 from memkit.engine import MemoryState
 from memkit.masks import blank
 from memkit.mixers.backends.banded import Backend, in_half_precision, on_cuda
@@ -70,7 +70,7 @@ class _Once(torch.autograd.Function):
         return tuple(None if x is None else x.view_as(x) for x in given)
 
     @staticmethod
-    @differentiable_once("the scan by mamba-ssm", "backend='torch'")
+    @once_differentiable("the scan by mamba-ssm", "backend='torch'")
     def backward(ctx: Any, saved: tuple[Tensor | None, ...], *arriving: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         return arriving
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.autograd import batched, differentiable_once, outside_autocast
+from memkit.autograd import batched, once_differentiable, outside_autocast
 from memkit.engine.core.affine import Affine
 from memkit.engine.core.coefficients import Coefficients, Effect
 from memkit.engine.core.rows import Weights
@@ -29,6 +29,11 @@ from memkit.engine.gradients.segments import total_gradient
 from memkit.engine.gradients.vjp import BlockGradients, accumulate, fold_vjp
 from memkit.rule import Tokens
 from memkit.state import emptied, map_tensors, tensors, with_tensors
+
+INSTEAD = (
+    "form='step' (form='scan' where the rule has a window): memkit.memorize(..., form='step'), or "
+    "run=memkit.Run(form='step') of a mixer or architecture; a rule with mini_batch > 1 needs neither"
+)
 
 
 class Inputs(NamedTuple):
@@ -119,7 +124,7 @@ class _FixedPointBlock(torch.autograd.Function):
 
     @staticmethod
     @outside_autocast
-    @differentiable_once("the form 'iterate'", "form='step'")
+    @once_differentiable("the form 'iterate'", INSTEAD)
     def backward(ctx: Any, saved: tuple[Tensor, ...], *flat: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Go back through fold and read, then through the iteration."""
         detached = map(Tensor.detach, saved)

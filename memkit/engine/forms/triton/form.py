@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memkit.autograd import differentiable_once, outside_autocast
+from memkit.autograd import once_differentiable, outside_autocast
 from memkit.engine.core import coefficients
 from memkit.engine.core.affine import affine
 from memkit.engine.core.block import for_queries, gradient_weights, read
@@ -216,7 +216,7 @@ class _Chain(torch.autograd.Function):
 
     @staticmethod
     @outside_autocast
-    @differentiable_once("the form 'triton'", "form='dual'")
+    @once_differentiable("the form 'triton'", "form='dual'")
     def backward(ctx: Any, saved: tuple[Tensor, ...], *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Run the backward kernel, then compute for all blocks at once the gradients without a loop."""
         grad_before, grad_after, *grad_tape = gradients
