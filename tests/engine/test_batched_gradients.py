@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import memkit
+from compare import near
 from memkit.testing import RuleProblem
 
 RULES = {
@@ -24,8 +25,7 @@ def check(y: Tensor, leaves: Sequence[Tensor]) -> None:
     vectors = torch.randn(3, *y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0))
     each = [torch.autograd.grad(y, leaves, vector, retain_graph=True) for vector in vectors]
     together = torch.autograd.grad(y, leaves, vectors, is_grads_batched=True, retain_graph=True)
-    for found, expected in zip(together, zip(*each, strict=True), strict=True):
-        torch.testing.assert_close(found, torch.stack(expected), rtol=1e-10, atol=1e-10)
+    near(together, [torch.stack(one) for one in zip(*each, strict=True)])
 
 
 @pytest.mark.parametrize("form", RULES)
@@ -56,4 +56,4 @@ def test_of_gradients() -> None:
         torch.autograd.functional.hessian(lambda x: memory(x)[0].square().sum(), x, vectorize=many)
         for many in (False, True)
     )
-    torch.testing.assert_close(many, one, rtol=1e-10, atol=1e-10)
+    near(many, one)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 
+import compare
 import memkit
-from fused_rules import RULES, assert_near
+from compare import BFLOAT16, near
+from fused_rules import RULES
 from memkit import Rule
 from memkit.engine import batching as few_rows
 from memkit.engine.forms.fused import compile as compiled
 from memkit.state import tensors
-from memkit.testing.outcome import outcome
+from memkit.testing.outcome import Outcome
 from small_memory import TOKENS, Case
 
 
@@ -27,18 +29,10 @@ def afresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def everything(case: Case, **options: Any) -> list[torch.Tensor]:
-    """Outputs, state and every gradient, in the dual form."""
-    given = {"q": case.q, "k": case.k, "v": case.v, "gates": case.gates, "state": case.state}
-
-    def called(leaves: dict[str, Any]) -> dict[str, Any]:
-        y, state = memkit.memorize(case.rule, **leaves, form="dual", **options)
-        return {"y": y, "state": state}
-
-    return tensors(tuple(outcome(called, given)))
+everything = partial(compare.everything, form="dual")
 
 
-def everything_as_written(case: Case) -> list[torch.Tensor]:
+def everything_as_written(case: Case) -> Outcome:
     """The same where nothing is compiled."""
     with memkit.compile_blocks(False):
         return everything(case)
@@ -55,7 +49,7 @@ def test_they_compute_the_same(rule: Rule) -> None:
     for given in ({}, {"mask": mask}):
         expected = everything(Case(rule), **given)
         with memkit.compile_blocks(backend="aot_eager"):
-            assert_near(everything(Case(rule), **given), expected)
+            near(everything(Case(rule), **given), expected)
     assert graphs() > 0
 
 
@@ -69,19 +63,18 @@ def test_without_gradients_and_with_gradients_of_gradients() -> None:
         first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
         return list(torch.autograd.grad(sum(x.square().sum() for x in first), leaves))  # type: ignore[arg-type]
 
-    expected, twice = tensors(case.memorize()), norms()
+    expected, twice = case.memorize(), norms()
     with memkit.compile_blocks(backend="aot_eager"), torch.no_grad():
-        assert_near(tensors(case.memorize()), expected)
+        near(case.memorize(), expected)
     with memkit.compile_blocks(backend="aot_eager"):
-        assert_near(norms(), twice)
+        near(norms(), twice)
 
 
 def test_products_in_bfloat16() -> None:
     case = Case(dtype=torch.float32)
     expected = everything(case, products=torch.bfloat16)
     with memkit.compile_blocks(backend="aot_eager"):
-        for a, b in zip(everything(case, products=torch.bfloat16), expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+        near(everything(case, products=torch.bfloat16), expected, BFLOAT16)
 
 
 def test_models_of_one_shape_share_what_is_compiled() -> None:
@@ -107,7 +100,7 @@ def test_beyond_the_limit_blocks_run_as_written(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(compiled, "RECOMPILE_LIMIT", 1)
     with torch._dynamo.config.patch(recompile_limit=1), memkit.compile_blocks(backend="aot_eager"):
         for batch in (2, 3, 4):
-            assert_near(everything(Case(batch=batch)), everything_as_written(Case(batch=batch)))
+            near(everything(Case(batch=batch)), everything_as_written(Case(batch=batch)))
 
 
 @pytest.mark.parametrize("tokens", [1, 4], ids=["a token", "a mini-batch"])
@@ -146,7 +139,7 @@ def test_a_batch_too_large_for_the_cache_runs_in_parts(masked: bool, monkeypatch
         monkeypatch.setattr(few_rows, "CACHED", 3 * one_row // torch.get_num_threads())
         assert few_rows.at_once(case.state, compiled=True) == 2
         with memkit.compile_blocks(backend="eager"):
-            assert_near(everything(case, **given), expected)
+            near(everything(case, **given), expected)
 
 
 def test_what_is_no_backend_is_said() -> None:

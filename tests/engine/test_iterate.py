@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import memkit
+from compare import near
 from memkit.engine import batching as few_rows
 from memkit.engine.core.rows import to_rows
 from memkit.engine.forms.iterate import form as iterate
@@ -20,11 +21,6 @@ from memkit.testing.outcome import functional
 from small_memory import TOKENS, Case, score, titans
 
 ONLINE = titans(mini_batch=1)
-
-
-def near(found: Any, expected: Any) -> None:
-    for a, b in zip(tensors(found), tensors(expected), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 @pytest.fixture
@@ -252,7 +248,7 @@ def test_masked_blocks_are_halved_down_to_a_token() -> None:
     mask[1, :3] = False
     y, _ = case.memorize(form="iterate", mask=mask)
     exact, _ = case.memorize(form="scan", mask=mask)
-    torch.testing.assert_close(y, exact, rtol=1e-10, atol=1e-10, equal_nan=True)
+    near(y, exact, equal_nan=True)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all tokens", "masked"])

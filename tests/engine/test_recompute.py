@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import memkit
+from compare import FLOAT32, everything, near
 from memkit import Rule
 from memkit.engine.core import tape
 from memkit.engine.recompute import in_groups
 from memkit.state import tensors
-from memkit.testing.outcome import outcome
 from small_memory import TOKENS, Case, score, titans
 
 RULES = {
@@ -32,36 +32,20 @@ RULES["every third"] = replace(RULES["every third"], update_every=3)
 RULES["window"] = replace(titans(), window=3)
 
 
-def everything(case: Case, **options: Any) -> Any:
-    """Outputs, state and every gradient."""
-    given = {"q": case.q, "k": case.k, "v": case.v, "gates": case.gates, "state": case.state}
-
-    def run(leaves: dict[str, Any]) -> dict[str, Any]:
-        y, state = memkit.memorize(case.rule, **leaves, **options)
-        return {"y": y, "state": state}
-
-    return outcome(run, given)
-
-
-def assert_near(found: Any, expected: Any) -> None:
-    for a, b in zip(tensors(tuple(found)), tensors(tuple(expected)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
-
-
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("size", [1, 4, 100])
 def test_it_changes_no_number(rule: Rule, size: int) -> None:
     mask = torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8
     documents = torch.tensor([[0] * 5 + [1] * 6, [0] * 11, [2] * 3 + [3] * 8])
     given = {"mask": mask, "segment_ids": documents}
-    assert_near(everything(Case(rule), recompute=size, **given), everything(Case(rule), **given))
+    near(everything(Case(rule), recompute=size, **given), everything(Case(rule), **given))
 
 
 def test_no_tokens() -> None:
     case = Case(tokens=0)
     y, state = case.memorize(recompute=2)
     assert y.shape == case.v.shape
-    assert_near(state.weights, case.state.weights)
+    near(state.weights, case.state.weights)
 
 
 def test_nothing_but_the_cuts_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +88,7 @@ def layer_outcome(recompute: int | None, dtype: torch.dtype, **options: Any) -> 
 @pytest.mark.parametrize("write", [True, False])
 def test_a_layer_takes_it_and_trains_the_same(write: bool) -> None:
     kept, again = (layer_outcome(recompute, torch.double, write=write) for recompute in (None, 3))
-    for a, b in zip(again, kept, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    near(again, kept)
 
 
 def test_the_second_run_meets_the_autocast_of_the_first() -> None:
@@ -135,8 +118,7 @@ def test_autocast_rounds_no_gradient_of_the_memory(name: str) -> None:
             y, _ = case.memorize(recompute=recompute)
         y.square().sum().backward()
         found.append([x.grad for x in leaves if x.grad is not None])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    near(*found, FLOAT32)
 
 
 def test_a_layer_keeps_its_inputs_and_states_alone() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import memkit
+from compare import near
 from memkit import Rule
 from small_memory import BATCH, TOKENS, Case, titans
 
@@ -33,8 +34,8 @@ def mask() -> torch.Tensor:
 def test_it_observes_what_the_definition_does(rule: Rule, masked: bool) -> None:
     case, there = Case(rule), mask() if masked else None
     found, expected = (case.observe(form=form, mask=there) for form in ("step", "scan"))
-    torch.testing.assert_close(found.loss, expected.loss, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(found.surprise, expected.surprise, rtol=1e-10, atol=1e-10)
+    near(found.loss, expected.loss)
+    near(found.surprise, expected.surprise)
 
 
 @every_rule
@@ -46,7 +47,7 @@ def test_single_tokens_of_rows_that_have_gone_apart(rule: Rule) -> None:
     for t in range(TOKENS):
         y, state = case.memorize(slice(t, t + 1), state=state, mask=there[:, t : t + 1])
         found.append(y)
-    torch.testing.assert_close(torch.cat(found, 1), expected, rtol=1e-10, atol=1e-10)
+    near(torch.cat(found, 1), expected)
 
 
 def test_what_a_token_leaves_as_it_was_is_not_copied() -> None:

@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from memkit.mixers.attention import Attention, AttentionState, FullAttention, SlidingWindowAttention
-from memkit.state import tensors
+from memkit.mixers.attention import Attention, FullAttention, SlidingWindowAttention
 
 DIM, HEADS = 12, 2
 WINDOWS = [None, 1, 5, 40]
@@ -54,18 +53,6 @@ def reference(m: Attention, x: Tensor, prefix: Tensor | None = None) -> Tensor:
         weights = torch.exp((q[t] * keys).sum(-1) / math.sqrt(width))  # [slots, H]
         outputs.append(((weights[..., None] * values).sum(0) / weights.sum(0)[:, None]).flatten())
     return torch.stack(outputs) @ m.to_out.weight.T if outputs else x
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
-    assert a.shape == b.shape
-    if a.numel():
-        worst = (a - b).abs().max().item()
-        assert worst <= tolerance * (1 + b.abs().max().item()), worst
-
-
-def close_states(a: AttentionState, b: AttentionState) -> None:
-    for x, y in zip(tensors(a), tensors(b), strict=True):
-        close(x.double(), y.double())
 
 
 def gradients(y: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:

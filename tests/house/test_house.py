@@ -24,6 +24,12 @@ FORBIDDEN = [
     *((storey, "memkit.testing", ("memkit.testing", "ablations.cli", "ablations.checking")) for storey in STOREYS),
     *((storey, "tests", ()) for storey in STOREYS),
 ]
+ENGINE = "memkit.engine"  # others import from its face, and not from the files behind it
+
+# -- KNOWN: entries that other work removes. Both are to be empty, and then go.
+KNOWN_CIRCLES: list[set[str]] = []
+KNOWN_PAST_THE_FACE: set[str] = set()
+
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50  # its docstring not counted
 
@@ -73,6 +79,54 @@ def wrong_imports(house: Path) -> list[str]:
             if at_the_door and any(within(module, room) for room in DATA):
                 found.append(place)
     return found
+
+
+def circles(house: Path, *folders: str) -> list[list[str]]:
+    """All sets of modules that import each other in a circle, late imports and those for types alone included.
+
+    The strongly connected components of the graph of imports that have two modules or more, or one that imports
+    itself; they are found by the way back, since a house has some hundred modules only.
+    """
+    paths = {module_name(house, path): path for path in sources(house, *folders)}
+    uses: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        # `from a import b` uses the module a.b, or else the file of a
+        named = (name if name in paths else name.rpartition(".")[0] for _, name in imports(house, path))
+        uses[module] = {name for name in named if name in paths}
+    reach = {module: reached(module, uses) for module in paths}
+    rings = {frozenset(other for other in reach[module] if module in reach[other]) for module in paths}
+    return sorted(sorted(ring) for ring in rings if ring)
+
+
+def reached(module: str, uses: dict[str, set[str]]) -> set[str]:
+    """All modules that a module imports, and those that they import in turn."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        new = uses[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
+
+
+def past_the_face(house: Path) -> dict[str, list[str]]:
+    """By module outside of the engine: all that it imports from files behind `memkit/engine/__init__.py`."""
+    face, found = names_in_all(house / "memkit/engine/__init__.py"), {}
+    for path in sources(house, *STOREYS, "benchmarks"):
+        module = module_name(house, path)
+        names = [] if within(module, ENGINE) else [name for _, name in imports(house, path)]
+        behind = [name for name in names if name.startswith(ENGINE + ".") and name[len(ENGINE) + 1 :] not in face]
+        if behind:
+            found[module] = behind
+    return found
+
+
+def names_in_all(path: Path) -> set[str]:
+    """The names in `__all__` of a file."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    raise ValueError(f"{path} has no __all__")
 
 
 def is_front_door(house: Path, name: str) -> bool:
@@ -143,6 +197,53 @@ def test_a_wrong_import_is_seen(file: str, line: str, wrong: bool, tmp_path: Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"import torch\n\n{line}\n")
     assert bool(wrong_imports(tmp_path)) == wrong
+
+
+def test_imports_have_no_circle() -> None:
+    assert [ring for ring in circles(HOUSE, *STOREYS, "benchmarks") if set(ring) not in KNOWN_CIRCLES] == []
+
+
+def test_a_circle_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "ablations/room").mkdir(parents=True)
+    for name, text in {
+        "__init__": "from ablations.a import x",
+        "a": "if TYPE_CHECKING:\n    from ablations import b",
+        "b": "def f():\n    from ablations.c import x",
+        "c": "import ablations.a\nimport ablations.d",
+        "d": "import ablations.room.e\nimport torch",
+        "room/e": "from . import f",
+        "room/f": "from ..room.e import x",
+        "room/g": "from .f import x",
+    }.items():
+        (tmp_path / f"ablations/{name}.py").write_text(text)
+    found = [["ablations.a", "ablations.b", "ablations.c"], ["ablations.room.e", "ablations.room.f"]]
+    assert circles(tmp_path, "ablations") == found
+
+
+def test_others_import_from_the_engines_face() -> None:
+    assert {module: names for module, names in past_the_face(HOUSE).items() if module not in KNOWN_PAST_THE_FACE} == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "wrong"),
+    [
+        ("memkit/mixers/a.py", "from memkit.engine.core.tape import record", True),
+        ("memkit/mixers/a.py", "def f():\n    from memkit.engine import plan", True),
+        ("memkit/testing/a.py", "from ..engine.plan import choose", True),
+        ("architectures/a.py", "import memkit.engine.plan", True),
+        ("ablations/a.py", "if TYPE_CHECKING:\n    from memkit.engine.plan import Form", True),
+        ("benchmarks/a.py", "import memkit.engine.plan", True),
+        ("memkit/mixers/a.py", "from memkit.engine import memorize", False),  # the function, and no more its file
+        ("memkit/mixers/a.py", "from memkit import engine", False),
+        ("memkit/mixers/a.py", "from memkit.engines.plan import choose", False),
+        ("memkit/engine/a.py", "from memkit.engine.plan import choose", False),
+    ],
+)
+def test_an_import_past_the_face_is_seen(file: str, line: str, wrong: bool, tmp_path: Path) -> None:
+    for name, text in {"memkit/engine/__init__.py": '__all__ = ["memorize"]', file: line}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert bool(past_the_face(tmp_path)) == wrong
 
 
 def test_files_and_functions_are_short() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from compare import FLOAT32, ROUNDING, near
 from memkit.mixers.conv import ShortConv, by_library, by_sums, has_library
 
 EMPTY = ((0, 8, 6), (2, 3, 6))
@@ -23,8 +24,7 @@ def test_the_library_convolves_as_the_sum_of_taps_says(width: int) -> None:
         first = torch.autograd.grad(y.sin().sum(), (line, taps), create_graph=True)
         second = torch.autograd.grad(torch.stack([x.square().sum() for x in first]).sum(), (line, taps))
         found.append([y, *first, *second])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    near(*found, ROUNDING)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -37,7 +37,7 @@ def test_it_keeps_the_precision_of_its_taps(dtype: torch.dtype) -> None:
         y, after = conv(x, tail)
     expected = by_sums(torch.cat([tail, x], 1).double(), conv.taps.double())
     assert y.dtype == torch.float32
-    torch.testing.assert_close(y, expected.float(), rtol=1e-5, atol=1e-5)
+    near(y, expected.float(), FLOAT32)
     assert torch.equal(after, x[:, -3:])
 
 
@@ -58,5 +58,4 @@ def test_what_torch_compiles_is_fused_instead() -> None:
     conv, x = ShortConv(6), torch.randn(2, 5, 6)
     expected = conv(x, conv.init_tail(2, x))
     found = torch.compile(conv, fullgraph=True, backend="aot_eager")(x, conv.init_tail(2, x))
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    near(found, expected, FLOAT32)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import literal_memory as literal
 import memkit
+from compare import FLOAT32, GRADIENTS, near
 from literal_memory import Head
 from memkit.mixers import shards
 from memkit.mixers.local_memory import LocalMemory
@@ -139,15 +140,13 @@ def test_a_mixer_is_its_equations(name: str) -> None:
     pairs = [(y, torch.stack([row[0] for row in rows]))]
     for b, (_, held) in enumerate(rows):
         pairs += list(zip(what_is_held(state, b), held, strict=True))
-    for actual, wanted in pairs:
-        torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-10)
+    near([actual for actual, _ in pairs], [wanted for _, wanted in pairs])
     leaves = [x, *mixer.parameters()]
     scores = [
         torch.stack([(side * side.detach().cos()).sum() for side in sides]).sum() for sides in zip(*pairs, strict=True)
     ]
     found, known = (torch.autograd.grad(score, leaves) for score in scores)
-    for actual, wanted in zip(found, known, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-8, atol=1e-8)
+    near(found, known, GRADIENTS)
 
 
 def test_all_shards_run_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,13 +174,12 @@ def test_shards_side_by_side_are_shards_one_after_the_other() -> None:
         return torch.cat(outputs, 1), state
 
     (whole, end), (steps, last) = run(40), run(1)
-    torch.testing.assert_close(whole, steps, rtol=1e-10, atol=1e-10)
+    near(whole, steps)
     later = inputs(3, 3)
-    torch.testing.assert_close(mixer(later, end)[0], mixer(later, last)[0], rtol=1e-10, atol=1e-10)
+    near(mixer(later, end)[0], mixer(later, last)[0])
     leaves = [x, *mixer.parameters()]
     grads = [torch.autograd.grad(y.square().sum(), leaves) for y in (whole, steps)]
-    for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+    near(*grads, GRADIENTS)
     assert not grads[0][0][~mask].any()
 
 
@@ -214,7 +212,7 @@ def test_tokens_of_a_write_are_weighed_and_share_the_rate_that_is_stable() -> No
     assert gates["weight"].min() > 0.9
     assert gates["weight"].max() < 1
     assert "weight" not in often.gates(torch.randn(2, 99, DIM))
-    torch.testing.assert_close(often.gates.lr_scale - once.gates.lr_scale, torch.full((HEADS,), 64.0).log())
+    near(often.gates.lr_scale - once.gates.lr_scale, torch.full((HEADS,), 64.0).log(), FLOAT32)
 
 
 def test_reading_does_not_move_the_shard() -> None:
@@ -222,7 +220,7 @@ def test_reading_does_not_move_the_shard() -> None:
     _, state = mixer(x[:, :3])
     _, after = mixer(x[:, 3:], state, write=False)
     assert after.phase == state.phase == 3
-    torch.testing.assert_close(mixer(x, after)[0], mixer(x, state)[0], rtol=0, atol=0)
+    assert torch.equal(mixer(x, after)[0], mixer(x, state)[0])
 
 
 @pytest.mark.parametrize("name", ["bank", "tnt"])

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import memkit
 from architectures import LanguageModel, ModelState
+from compare import near
 from running_mean import RunningMean
-from small_model import DIM, VOCAB, assert_close, assert_states_close, model, text
+from small_model import DIM, VOCAB, model, text
 
 
 @given(st.integers(0, 12), st.integers(0, 12), st.booleans(), st.integers(0, 10**6))
@@ -35,8 +36,8 @@ def test_any_cut_gives_the_same_logits(tokens: int, at: int, documents: bool, se
         parts.append(logits)
     assert state is not None
     assert whole.shape == (3, tokens, VOCAB)
-    assert_close(torch.cat(parts, 1), whole)
-    assert_states_close(state, end)
+    near(torch.cat(parts, 1), whole)
+    near(state, end)
 
 
 def test_it_computes_its_definition() -> None:
@@ -48,7 +49,7 @@ def test_it_computes_its_definition() -> None:
     x = x + mean @ weights["blocks.0.mixer.out.weight"].T
     gate, up = (norm(x) @ weights["blocks.0.feed_forward.1.gate_up.weight"].T).split(24, -1)
     x = x + (gate * torch.sigmoid(gate) * up) @ weights["blocks.0.feed_forward.1.out.weight"].T
-    assert_close(made(ids)[0], norm(x) @ made.embedding.weight.T)
+    near(made(ids)[0], norm(x) @ made.embedding.weight.T)
 
 
 def test_it_is_causal() -> None:
@@ -66,18 +67,18 @@ def test_a_masked_token_never_was() -> None:
     spoilt = torch.where(mask, ids, torch.tensor([[-100, 0, 0, 10**9, 0, 0]]))
     logits, state = made(spoilt, mask=mask)
     alone, alone_state = made(ids[mask][None])
-    assert_close(logits[mask], alone[0])
+    near(logits[mask], alone[0])
     assert logits[~mask].abs().max() == 0
-    assert_states_close(state, alone_state)
+    near(state, alone_state)
 
 
 def test_documents_packed_equal_documents_apart() -> None:
     made, ids = model(), text(2, 10)
     segments = torch.tensor([[4] * 3 + [2] * 7, [0] * 8 + [1] * 2])
     logits, state = made(ids, segment_ids=segments)
-    assert_close(logits[:1, :3], made(ids[:1, :3])[0])
-    assert_close(logits[:1, 3:], made(ids[:1, 3:])[0])
-    assert_close(logits[1:, 8:], made(ids[1:, 8:])[0])
+    near(logits[:1, :3], made(ids[:1, :3])[0])
+    near(logits[:1, 3:], made(ids[:1, 3:])[0])
+    near(logits[1:, 8:], made(ids[1:, 8:])[0])
     assert state.segment.tolist() == [2, 1]
 
 
@@ -85,7 +86,7 @@ def test_write_false_reads_without_learning() -> None:
     made, ids = model(), text(2, 5)
     _, state = made(ids)
     logits, after = made(ids, state, write=False)
-    assert_states_close(after, state)
+    near(after, state)
     assert (logits - made(ids, state)[0]).abs().max() > 1e-3
 
 
@@ -94,8 +95,8 @@ def test_reset_starts_rows_afresh() -> None:
     _, state = made(ids)
     fresh = made.reset(state, torch.tensor([False, True]))
     logits, _ = made(ids, fresh)
-    assert_close(logits[1:], made(ids[1:])[0])
-    assert_close(logits[:1], made(ids, state)[0][:1])
+    near(logits[1:], made(ids[1:])[0])
+    near(logits[:1], made(ids, state)[0][:1])
 
 
 def test_sizes_are_counted() -> None:
