@@ -5,7 +5,17 @@ chunk-parallel form, the decoder, the property tests and the row in an ablation 
 """
 
 from memkit.divergence import DivergedError, Divergence, find_divergence
-from memkit.engine import MemoryState, Observation, compile_blocks, explain, init_state, memorize, observe, retrieve
+from memkit.engine import (
+    MemoryState,
+    Observation,
+    Run,
+    compile_blocks,
+    explain,
+    init_state,
+    memorize,
+    observe,
+    retrieve,
+)
 from memkit.files import load_state, save_state
 from memkit.registry import Config, build, names, register
 from memkit.rule import Gate, Objective, Optimizer, Retention, Rule
@@ -22,6 +32,7 @@ __all__ = [
     "Optimizer",
     "Retention",
     "Rule",
+    "Run",
     "State",
     "build",
     "compile_blocks",

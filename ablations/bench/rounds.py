@@ -19,7 +19,7 @@ from ablations.pool import run_all
 ROUNDS = (0, 1, 2, 3, 4, 8)
 TOLERANCE, TO_REACH = 1e-5, 4.0
 RECOMPUTE = 32
-ONE_BY_ONE, CLOSE, EXACT = "token by token (dual)", f"to {TOLERANCE:g}", "to rounding (auto)"
+ONE_BY_ONE, CLOSE, EXACT = "token by token (fused)", f"to {TOLERANCE:g}", "to rounding (auto)"
 TRAINED = "forward and backward, "
 
 
@@ -76,13 +76,13 @@ def measure(sizes: Sizes, threads: int, send: Callable[[tuple[str, int, int]], N
     """Run and time all forms; `send` hears what is timed, how much is done and of how much."""
     torch.set_num_threads(threads)
     kept, given = keep_freed(), _given(sizes)
-    calls: dict[str, Callable[[], Any]] = {ONE_BY_ONE: _forward(given, form="dual")}
+    calls: dict[str, Callable[[], Any]] = {ONE_BY_ONE: _forward(given, form="fused")}
     calls |= {f"{n} rounds": _forward(given, form="iterate", rounds=n) for n in ROUNDS}
     calls |= {CLOSE: _forward(given, form="iterate", tolerance=TOLERANCE), EXACT: _forward(given)}
     exact = calls[ONE_BY_ONE]()
     distances = {name: float((run() - exact).norm() / exact.norm()) for name, run in calls.items()}
     trained = {
-        TRAINED + ONE_BY_ONE: _step(given, form="dual", recompute=RECOMPUTE),
+        TRAINED + ONE_BY_ONE: _step(given, form="fused", recompute=RECOMPUTE),
         TRAINED + CLOSE: _step(given, form="iterate", tolerance=TOLERANCE),
         TRAINED + EXACT: _step(given),
     }

@@ -10,7 +10,7 @@ import torch
 import memkit
 from ablations.bench.base import Benchmark, Tell, benchmark
 from ablations.bench.timing import Times, take_turns
-from memkit.engine.inputs import gate_shape
+from memkit.engine import gate_shape
 from memkit.rule import Rule
 
 TOKENS, HEADS, WIDTH, ROUNDS = 2048, 4, 64, 5

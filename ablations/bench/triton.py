@@ -1,4 +1,4 @@
-"""`memkit bench triton`: the form `triton` against `dual`, eager and compiled, on a CUDA device."""
+"""`memkit bench triton`: the form `triton` against `fused`, eager and compiled, on a CUDA device."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 import memkit
 from ablations.bench.base import Benchmark, Tell, benchmark
 from ablations.bench.timing import take_turns
-from memkit.engine.plan import Form
+from memkit.engine import FormName as Form
 from memkit.state import Tree, map_tensors, tensors
 
 BATCHES, TOKENS, HEADS, WIDTH, MINI_BATCH, REPEATS = (8, 64), 2048, 4, 64, 64, 5
 KERNEL = "triton"
 FORMS: dict[str, dict[str, Any]] = {
     KERNEL: {"form": "triton"},
-    "dual": {"form": "dual"},
-    "dual, compiled": {"form": "dual", "compiled": True},
+    "fused": {"form": "fused"},
+    "fused, compiled": {"form": "fused", "compiled": True},
 }
 PRECISIONS = ("highest", "high")
 """As torch names them: products near float32 for the kernel, and products in TF32."""
@@ -31,7 +31,7 @@ Run = Callable[[], tuple[Tensor, ...]]
 
 @benchmark("triton")
 def triton(tell: Tell) -> Benchmark:
-    """Time and distance of the kernels of the form `triton` beside `dual`, on a GPU.
+    """Time and distance of the kernels of the form `triton` beside `fused`, on a GPU.
 
     Raises `ValueError` where there is none.
     """
@@ -61,7 +61,7 @@ def device() -> str:
     if not torch.cuda.is_available():
         raise ValueError(
             "benchmark 'triton' times GPU kernels and needs a CUDA device, which this machine lacks. What can be said "
-            "without one, the docstring of memkit.engine.triton_dual says."
+            "without one, the docstring of memkit.engine.forms.triton says."
         )
     return "cuda"
 

@@ -1,4 +1,4 @@
-"""A few rows of the batch after others, where a CPU's cache holds what they carry from block to block, but not all."""
+"""Micro-batches: some rows of the batch at a time, so that the state that they carry fits into a CPU's cache."""
 
 from __future__ import annotations
 
@@ -9,18 +9,34 @@ import torch
 from torch import Tensor
 
 from memkit.engine.core.memory_state import MemoryState
-from memkit.state import Tree, tensors, with_tensors
+from memkit.engine.forms.fused.form import compiles_blocks
+from memkit.engine.inputs import Inputs
+from memkit.rule import Rule
+from memkit.state import tensors, with_tensors
 
 CACHED = 2 * 2**20
 """Bytes of weights and slots that one thread works on at once: tokens and errors need some more beside them."""
 CALLED = 4 * 2**20
-"""The same where every product is a call of its own: calls that do more cost less than memory further away does."""
+"""The same where every product is a call of its own: larger calls save more than distant memory costs."""
 MOVED = ("weights", "slots", "anchor", "pending", "offset")
-"""What a call changes of a state whose rule has no window, but its integers."""
+"""Fields of a state that a call changes, of rules without a window; its integers aside."""
+
+Part = Callable[[Inputs, MemoryState], tuple[Tensor, MemoryState]]
+
+
+def in_micro_batches(
+    run: Part, rule: Rule, form: str, block_size: int, inputs: Inputs, state: MemoryState
+) -> tuple[Tensor, MemoryState]:
+    """`run(inputs, state)`, some rows at a time where that is faster: deep memories in blocks, on a CPU."""
+    compiled = form == "fused" and inputs.tokens.k.shape[1] >= 2 * min(rule.mini_batch, block_size)
+    if torch.compiler.is_compiling() or not (form == "iterate" or (compiled and compiles_blocks(rule))):
+        return run(inputs, state)
+    size = at_once(state, compiled=compiled)
+    return in_parts(run, inputs, state, size) if size < state.offset.shape[0] else run(inputs, state)
 
 
 def at_once(state: MemoryState, *, compiled: bool) -> int:
-    """How many rows of the batch to run at once: a divisor of it, as every other number of rows is compiled anew."""
+    """Rows of the batch to run at once: a divisor of it, as every other number of rows is compiled anew."""
     batch = state.offset.shape[0]
     room = (CACHED if compiled else CALLED) * torch.get_num_threads()
     carried = sum(x.nbytes for x in tensors((state.weights, state.slots)))
@@ -30,13 +46,10 @@ def at_once(state: MemoryState, *, compiled: bool) -> int:
     return next(fitting, 1)
 
 
-def in_parts(
-    run: Callable[[Tree, MemoryState], tuple[Tensor, MemoryState]], given: Tree, state: MemoryState, size: int
-) -> tuple[Tensor, MemoryState]:
-    """`run(given, state) -> (y, state)` for `size` rows after the other; all tensors given are `[B, ...]`."""
-    split = zip(*(x.split(size) for x in tensors((given, state))), strict=True)
-    found = [run(*with_tensors((given, state), part)) for part in split]
-    outputs, states = zip(*found, strict=True)
+def in_parts(run: Part, inputs: Inputs, state: MemoryState, size: int) -> tuple[Tensor, MemoryState]:
+    """`run(inputs, state)` for `size` rows of the batch at a time."""
+    split = zip(*(x.split(size) for x in tensors((inputs, state))), strict=True)
+    outputs, states = zip(*(run(*with_tensors((inputs, state), part)) for part in split), strict=True)
     moved = [{name: getattr(after, name) for name in MOVED} for after in states]
     together = with_tensors(moved[0], map(torch.cat, zip(*map(tensors, moved), strict=True)))
     return torch.cat(outputs), replace(state, **together, phase=states[0].phase)

@@ -1,30 +1,37 @@
-"""What goes into the engine: checks that speak plainly, and the one dtype of computation."""
+"""Inputs of the engine: checks that speak plainly, and the one dtype of computation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from memkit.checks import in_range, not_negative
+from memkit.autograd import _ordinary as ordinary
 from memkit.engine.core.memory_state import MemoryState, kept, require_rule
-from memkit.masks import check_masks
+from memkit.masks import blank, check_masks
 from memkit.registry import nearest
-from memkit.rule import Gate, Gates, Rule
+from memkit.rule import Gate, Gates, Rule, Tokens
+from memkit.state import map_tensors
 
 
-def check(
-    rule: Rule,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Gates,
-    state: MemoryState,
-    mask: Tensor | None,
-    segment_ids: Tensor | None,
-) -> None:
+class Inputs(NamedTuple):
+    """One call's sequence: tokens `[B, T, H, ...]`, mask and segment_ids `[B, T]` or None."""
+
+    tokens: Tokens
+    mask: Tensor | None
+    segment_ids: Tensor | None
+
+
+def gather(q: Tensor, k: Tensor, v: Tensor, gates: Gates, mask: Tensor | None, segment_ids: Tensor | None) -> Inputs:
+    """The arguments of a call as one value, not checked yet."""
+    return Inputs(Tokens(q, k, v, dict(gates) if isinstance(gates, Mapping) else gates), mask, segment_ids)
+
+
+def check(rule: Rule, inputs: Inputs, state: MemoryState) -> None:
     """Raise `ValueError` unless tokens, gates, state and masks fit the rule and each other."""
+    q, k, v, gates = inputs.tokens
     check_kinds(rule, q=q, k=k, v=v)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4 or x.shape[:3] != k.shape[:3]:
@@ -39,8 +46,30 @@ def check(
         raise ValueError(f"v holds {rule.pairs} values side by side, which {tuple(v.shape)} is not wide enough for.")
     _check_gates(rule, k, v, gates)
     batch, tokens, heads = k.shape[:3]
-    check_masks(mask, segment_ids, batch, tokens)
+    check_masks(inputs.mask, inputs.segment_ids, batch, tokens)
     check_state(rule, state, batch, heads)
+
+
+def read(rule: Rule, inputs: Inputs, state: MemoryState) -> tuple[Inputs, MemoryState]:
+    """Inputs as the engine runs them: one dtype, all gates, masked tokens 0, the rule's `prepare`, its steps apart.
+
+    Raises `ValueError` where the prepared widths do not fit the state.
+    """
+    q, k, v, gates = inputs.tokens
+    dtype = computation_dtype(q, k, v, *gates.values(), *state.weights.values())
+    tokens = Tokens(q, k, v, filled_in(rule, gates, k, v))
+    tokens, state, mask, segment_ids = ordinary((tokens, state, inputs.mask, inputs.segment_ids))
+    tokens = rule.prepare(map_tensors(lambda x: blank(x, mask).to(dtype), tokens))
+    check_widths(rule, state, tokens.k.shape[-1], tokens.v.shape[-1])
+    mask, segment_ids = (x if x is None else x.repeat_interleave(rule.steps, 1) for x in (mask, segment_ids))
+    return Inputs(tokens, mask, segment_ids), state
+
+
+def at_queries(rule: Rule, y: Tensor) -> Tensor:
+    """Answers `[B, T, ...]` from those of all steps: before a token's first step, or after its last."""
+    if rule.steps == 1:
+        return y
+    return y[:, 0 if rule.read == "before" else rule.steps - 1 :: rule.steps]
 
 
 def check_kinds(rule: Rule, **tokens: Tensor) -> None:
@@ -93,18 +122,6 @@ def check_widths(rule: Rule, state: MemoryState, key_dim: int, value_dim: int) -
         )
 
 
-def check_rounds(form: str, rounds: int | None, tolerance: float | None) -> None:
-    """Raise `ValueError` unless one of the two is given, fits, and `iterate` is asked for."""
-    if form != "iterate":
-        raise ValueError(f"rounds and tolerance are for form='iterate'; got form={form!r}.")
-    if rounds is not None and tolerance is not None:
-        raise ValueError("give rounds or tolerance, not both: a fixed number of rounds looks at no change.")
-    if rounds is not None:
-        not_negative("rounds", rounds)
-    if tolerance is not None:
-        in_range("tolerance", tolerance, 0.0)
-
-
 def _check_gates(rule: Rule, k: Tensor, v: Tensor, gates: Gates) -> None:
     if not isinstance(gates, Mapping):
         raise ValueError(f"gates is a mapping from names to tensors; got {type(gates).__name__}.")
@@ -129,7 +146,7 @@ def _check_gates(rule: Rule, k: Tensor, v: Tensor, gates: Gates) -> None:
 
 
 def gate_shape(rule: Rule, gate: Gate, k: Tensor, v: Tensor) -> tuple[int, ...]:
-    """The shape that a gate must have beside k `[B, T, H, pairs K]` and v `[B, T, H, pairs V]`."""
+    """Shape of a gate beside k `[B, T, H, pairs K]` and v `[B, T, H, pairs V]`."""
     key, value = k.shape[-1] // rule.pairs, v.shape[-1] // rule.pairs
     return (*k.shape[:3], *{"head": (), "key": (key,), "value": (value,), "pair": (rule.pairs,)}[gate.per])
 

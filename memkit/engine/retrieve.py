@@ -1,4 +1,4 @@
-"""Reading without writing."""
+"""`retrieve`: read a memory without writing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from memkit.autograd import _ordinary, _plain_mode
 from memkit.engine import inputs
 from memkit.engine.core.memory_state import MemoryState
-from memkit.engine.core.rows import _flat, _unflat, per_row, to_rows
+from memkit.engine.core.rows import merge_heads, per_row, split_heads, to_rows
 from memkit.rule import Rule, Tokens, as_given, identity
 
 
@@ -37,21 +37,14 @@ def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:
                 name: torch.where(begins, rule.effective(raw), rows.anchor.get(name, raw))
                 for name, raw in weights.items()
             }
-        y = rule.memory.forward(lambda name, x: x @ weights[name], _flat(q_), rows.constants)
-        return _unflat(y, q.shape[2]).to(q.dtype)
+        y = rule.memory.forward(lambda name, x: x @ weights[name], merge_heads(q_), rows.constants)
+        return split_heads(y, q.shape[2]).to(q.dtype)
 
 
 def _prepared(rule: Rule, q: Tensor, value_dim: int) -> Tensor:
-    """Queries `[B, T, H, K]` as they meet the weights, beside keys, values and gates of 0."""
+    """Queries `[B, T, H, K]` as `prepare` makes them, beside keys, values and gates of 0."""
     if rule.prepare is as_given:
         return q
     k, v = (q.new_zeros(*q.shape[:3], rule.pairs * width) for width in (q.shape[-1], value_dim))
     gates = {name: q.new_zeros(inputs.gate_shape(rule, gate, k, v)) for name, gate in rule.gates.items()}
-    return _at_queries(rule, rule.prepare(Tokens(q, k, v, gates)).q)
-
-
-def _at_queries(rule: Rule, y: Tensor) -> Tensor:
-    """What each token's query reads, of y at every step: before its first step, or after its last."""
-    if rule.steps == 1:
-        return y
-    return y[:, 0 if rule.read == "before" else rule.steps - 1 :: rule.steps]
+    return inputs.at_queries(rule, rule.prepare(Tokens(q, k, v, gates)).q)

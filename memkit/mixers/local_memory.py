@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from memkit.checks import divides, positive
-from memkit.engine import MemoryState, retrieve
-from memkit.engine.core.memory_state import state_from
+from memkit.engine import MemoryState, retrieve, state_from
 from memkit.mixers.base import Mixer, MixerState
 from memkit.mixers.neural_memory import NeuralMemory, Products
 from memkit.mixers.shards import in_shards

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memkit.checks import divides, positive
-from memkit.engine import MemoryState, memorize, retrieve
-from memkit.engine.core.memory_state import state_from
+from memkit.engine import MemoryState, memorize, retrieve, state_from
 from memkit.mixers.base import Mixer, MixerState, no_segment
 from memkit.mixers.conv import ShortConv
 from memkit.registry import register

@@ -11,11 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memkit.checks import divides, positive
-from memkit.engine import MemoryState, memorize, retrieve
-from memkit.engine.core.memory_state import prepared_key_dim, state_from
-from memkit.engine.memorize import check_products
-from memkit.engine.plan import choose
-from memkit.engine.recompute import in_groups
+from memkit.engine import (
+    MemoryState,
+    check_products,
+    choose,
+    in_groups,
+    memorize,
+    prepared_key_dim,
+    retrieve,
+    state_from,
+)
 from memkit.mixers.base import Mixer, MixerState, no_segment
 from memkit.mixers.conv import ShortConv
 from memkit.mixers.gates import GateProjection

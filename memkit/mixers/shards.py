@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from memkit.alignment import align
-from memkit.engine import MemoryState, memorize
-from memkit.engine.core.memory_state import fresh_state
+from memkit.engine import MemoryState, fresh_state, memorize
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memkit.engine import MemoryState
-from memkit.engine.inputs import gate_shape
+from memkit.engine import MemoryState, gate_shape
 from memkit.rule import Rule, Tokens
 from memkit.state import Tree, map_tensors
 from memkit.testing.close import Mismatch, named

@@ -32,8 +32,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import memkit
-from memkit.engine import MemoryState, plan
-from memkit.engine.inputs import gate_shape
+from memkit.engine import MemoryState, exact_forms, gate_shape
 from memkit.rule import Gate, Rule, Tokens
 from memkit.state import map_tensors
 from memkit.testing.examples import Written
@@ -201,14 +200,7 @@ def fitting_sizes(rule: Rule) -> list[tuple[int, int]]:
 
 def forms(rule: Rule) -> list[str]:
     """The forms that the engine offers for a rule, `scan` first; every one must give the same answer. Not "auto"."""
-    found = []
-    for form in plan.EVERYWHERE:
-        try:
-            plan.choose(rule, form, 1)
-            found.append(form)
-        except ValueError:  # the engine says that this form is not exact for this rule
-            continue
-    return found
+    return sorted(exact_forms(rule), key=lambda form: form != "scan")
 
 
 def seeds() -> st.SearchStrategy[int]:

@@ -49,12 +49,12 @@ def test_rules_has_a_row_for_every_rule(monkeypatch: pytest.MonkeyPatch, tmp_pat
     heard: list[tuple[int, int]] = []
     found = run_benchmark("rules", lambda what, done, total: heard.append((done, total)))
     assert [row[0] for row in found.rows] == [rules.YARDSTICK, *memkit.names("rule")]
-    assert found.rows[0][1:4] == ("dual", "1.00 (1.00 to 1.00)", "1.00 (1.00 to 1.00)")
+    assert found.rows[0][1:4] == ("fused", "1.00 (1.00 to 1.00)", "1.00 (1.00 to 1.00)")
     assert [done for done, _ in heard] == list(range(heard[0][1]))
     markdown, data = found.write(tmp_path, "rules")
     assert markdown.read_text().splitlines()[4].startswith("| rule | form | forward |")
     titans = json.loads(data.read_text())["data"]["rules"]["titans"]
-    assert titans["form"] == "dual"
+    assert titans["form"] == "fused"
     assert titans["tokens"] == 8
     # Two matrices and two momenta of 4 x 16 a head, 4 heads; beginning and anchor besides.
     assert titans["state_bytes"] - 16 == 4 * 4 * 2 * (4 * 16) * 4

@@ -92,7 +92,7 @@ def test_list_of_a_rule_has_its_equations_and_its_form(capfd: pytest.CaptureFixt
     assert main(["list", "rule", "ttt_mlp"]) == 0
     text = capfd.readouterr().out
     assert "l(W; k, v) = || f(k; W) - v ||^2                      (4)" in text
-    assert "dual: every mini-batch of 16 tokens runs at once" in text
+    assert "fused: every mini-batch of 16 tokens runs at once" in text
 
 
 def test_what_a_component_is_flows_into_any_width() -> None:

@@ -10,7 +10,7 @@ import torch
 
 import memkit
 from compare import ROUNDING, near
-from memkit.engine.forms.fused import node as sweep
+from memkit.engine.forms.fused import form as fused
 from mixers_to_compile import DIM, PERIOD, mixer
 
 every_mixer = pytest.mark.parametrize("name", memkit.names("mixer"))
@@ -32,7 +32,7 @@ def compiled(function: Any) -> Any:
 @pytest.mark.parametrize("name", ["neural_memory", "mac", "mal", "tnt"])
 def test_training_with_blocks_as_an_operator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where blocks are compiled: the graph has the operator and no tape."""
-    monkeypatch.setattr(sweep, "as_operator", lambda: True)
+    monkeypatch.setattr(fused, "as_operator", lambda: True)
     with torch._dynamo.config.patch(trace_autograd_ops=name == "tnt"):  # whose global memory writes once a chunk
         test_training_over_two_mini_batches(name)
 

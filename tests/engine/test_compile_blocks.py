@@ -29,7 +29,7 @@ def afresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-everything = partial(compare.everything, form="dual")
+everything = partial(compare.everything, form="fused")
 
 
 def everything_as_written(case: Case) -> Outcome:
@@ -59,7 +59,7 @@ def test_without_gradients_and_with_gradients_of_gradients() -> None:
     def norms() -> list[torch.Tensor]:
         leaves = [x.clone().requires_grad_() for x in (case.q, case.k, case.v)]
         q, k, v = leaves
-        y, _ = case.memorize(q=q, k=k, v=v, form="dual")
+        y, _ = case.memorize(q=q, k=k, v=v, form="fused")
         first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
         return list(torch.autograd.grad(sum(x.square().sum() for x in first), leaves))  # type: ignore[arg-type]
 

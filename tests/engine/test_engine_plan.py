@@ -10,7 +10,7 @@ import torch
 
 import memkit
 from memkit import Rule
-from memkit.engine import plan
+from memkit.engine import FormName, plan
 from memkit.rule import at_decayed
 from small_memory import Case, titans
 
@@ -26,9 +26,12 @@ SEEN_ONCE = replace(titans(mini_batch=1, depth=1), effective=torch.tanh)
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
-        (titans(), "dual: every mini-batch of 4 tokens runs at once, because its gradients see the same weights."),
+        (titans(), "fused: every mini-batch of 4 tokens runs at once, because its gradients see the same weights."),
         (titans(mini_batch=1), "iterate: exact online gradients of a deep memory, a block at once"),
-        (titans(mini_batch=1, depth=1), "solve: exact online gradients of a matrix, as one triangular system a block"),
+        (
+            titans(mini_batch=1, depth=1),
+            "solve: exact online gradients of a matrix, as one triangular system per",
+        ),
         (memkit.build("rule", "mamba2"), "solve: its gradient does not see the weights, so all blocks run at once."),
         (SEEN_ONCE, "step: one token at a time, because mini_batch=1 updates the weights"),
         (SEEN_ONCE, "and its effective weights are not linear in the raw ones."),
@@ -51,19 +54,19 @@ SEEN_ONCE = replace(titans(mini_batch=1, depth=1), effective=torch.tanh)
 )
 def test_explain_says_which_form_and_why_not_a_faster_one(rule: Rule, text: str) -> None:
     assert text in memkit.explain(rule)
-    assert memkit.explain(rule).split(":")[0] == plan.fastest(rule)
+    assert memkit.explain(rule).split(":")[0] == plan.fastest(rule).name
 
 
 @pytest.mark.parametrize(
     ("rule", "form", "message"),
     [
         (titans(), "solve", "has no solve form: its memory is not a single matrix; its gradients see the weights of"),
-        (titans(), "write", "has no write form: it writes at every token. Use form='auto', which takes .*'dual'"),
+        (titans(), "write", "has no write form: it writes at every token. Use form='auto', which takes .*'fused'"),
         (memkit.build("rule", "mamba2"), "iterate", "has no iterate form: its gradient does not see the weights"),
         (not_linear(titans(), "optimizer"), "dual", "its optimizer 'momentum' is not linear in the gradient"),
     ],
 )
-def test_a_form_that_is_not_exact_is_refused(rule: Rule, form: plan.Form, message: str) -> None:
+def test_a_form_that_is_not_exact_is_refused(rule: Rule, form: FormName, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Case(rule).memorize(form=form)
 
@@ -75,7 +78,7 @@ def test_a_form_that_is_not_exact_is_refused(rule: Rule, form: plan.Form, messag
         ({"window": 3}, "dual", r"its gates \['decay'\] are per key channel, and its writes use 3 gradients"),
     ],
 )
-def test_forms_that_gates_per_key_channel_do_not_have(changes: Any, form: plan.Form, message: str) -> None:
+def test_forms_that_gates_per_key_channel_do_not_have(changes: Any, form: FormName, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan.choose(replace(memkit.build("rule", "kda"), **changes), form, 1)
 
@@ -106,9 +109,9 @@ def test_rounds_are_checked(options: dict[str, Any], message: str) -> None:
     ],
 )
 def test_a_call_of_one_token_is_a_step_where_each_writes_its_own_gradient(rule: Rule, form: str) -> None:
-    assert plan.choose(rule, "auto", 1) == form
+    assert plan.choose(rule, "auto", 1).name == form
     said = f"A call of a single token, as in decoding, takes the form '{form}'." in memkit.explain(rule)
-    assert said == (form != plan.fastest(rule))
+    assert said == (form != plan.fastest(rule).name)
 
 
 def test_more_than_1024_tokens_one_at_a_time_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,12 +144,12 @@ def test_no_warning_for_a_form_that_was_asked_for(monkeypatch: pytest.MonkeyPatc
         (replace(titans(), point=at_decayed), "its gradients are taken at a point of its own"),
     ],
 )
-def test_what_cannot_be_swept_says_why(rule: Rule, why: str) -> None:
+def test_rules_that_the_fused_form_does_not_fit_say_why(rule: Rule, why: str) -> None:
     assert f"compile_blocks() and products= are not for it: {why}." in memkit.explain(rule)
     with pytest.raises(ValueError, match=f"products=torch.bfloat16 is not for rule '{rule.name}': {why}. Leave it out"):
         Case(rule).memorize(products=torch.bfloat16)
 
 
-def test_what_is_swept_is_compiled_and_may_multiply_in_bfloat16() -> None:
+def test_the_fused_form_is_compiled_and_may_multiply_in_bfloat16() -> None:
     assert "compile_blocks" not in memkit.explain(titans())
     assert Case(titans()).memorize(products=torch.bfloat16)[0].isfinite().all()

@@ -46,7 +46,7 @@ def test_a_turned_step_is_expanded_and_watched(rule: Rule) -> None:
         (muon_rule(mini_batch=1, update_every=3), "write"),
         (muon_rule(effective=torch.tanh), "step"),
         (muon_rule(retention=memkit.build("retention", "elastic_net")), "step"),
-        (memkit.build("rule", "titans", optimizer="heavy_ball"), "dual"),
+        (memkit.build("rule", "titans", optimizer="heavy_ball"), "fused"),
         (replace(muon_rule(), objective=memkit.build("objective", "dot")), "expand"),
     ],
 )

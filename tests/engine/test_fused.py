@@ -1,4 +1,4 @@
-"""The dual form as one node of the graph: the numbers of the dual form as autograd sees it, and every gradient."""
+"""The fused form: the numbers of the dual form, and every gradient, first and second."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+import compare
 import memkit
+from compare import ROUNDING, near
 from memkit import Rule
-from memkit.engine import run
-from memkit.engine.forms.fused import node as sweep
+from memkit.engine import FormName, exact_forms
 from memkit.parts.memory import ACTIVATIONS
 from memkit.parts.silu import silu
 from memkit.state import tensors
-from memkit.testing.outcome import outcome
+from memkit.testing.outcome import Outcome
 from small_memory import TOKENS, Case, score, titans
 
 RULES = {
@@ -32,57 +33,32 @@ RULES = {
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
-def everything(case: Case, **options: Any) -> Any:
-    """Outputs, state and every gradient, in the dual form."""
-    given = {"q": case.q, "k": case.k, "v": case.v, "gates": case.gates, "state": case.state}
-
-    def called(leaves: dict[str, Any]) -> dict[str, Any]:
-        y, state = memkit.memorize(case.rule, **leaves, form="dual", **options)
-        return {"y": y, "state": state}
-
-    return outcome(called, given)
-
-
-def assert_near(found: Any, expected: Any) -> None:
-    for a, b in zip(tensors(tuple(found)), tensors(tuple(expected)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
-
-
-@pytest.fixture
-def autograd(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What autograd makes of the dual form."""
-
-    def called(function: Any, *arguments: Any, **options: Any) -> Any:
-        with monkeypatch.context() as patch:
-            patch.setattr(run, "sweeps", lambda rule: False)
-            return function(*arguments, **options)
-
-    return called
+def everything(case: Case, form: FormName = "fused", **options: Any) -> Outcome:
+    return compare.everything(case, form=form, **options)
 
 
 @every_rule
 @pytest.mark.parametrize("masked", [False, True], ids=["all tokens", "masked"])
-def test_it_is_the_dual_form(rule: Rule, masked: bool, autograd: Any) -> None:
-    assert sweep.sweeps(rule)
+def test_it_is_the_dual_form(rule: Rule, masked: bool) -> None:
     mask = torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8 if masked else None
-    expected = autograd(everything, Case(rule), mask=mask)
+    expected = everything(Case(rule), "dual", mask=mask)
     for block_size in (64, 3):
-        assert_near(everything(Case(rule), mask=mask, block_size=block_size), expected)
+        near(everything(Case(rule), mask=mask, block_size=block_size), expected)
 
 
 @pytest.mark.parametrize("rule", [RULES["mlp"], RULES["residual"]], ids=["mlp", "residual"])
-def test_gradients_of_gradients(rule: Rule, autograd: Any) -> None:
+def test_gradients_of_gradients(rule: Rule) -> None:
     """Of a call of several runs of blocks, which share the constants and hand on what depends on them."""
 
-    def both() -> list[torch.Tensor]:
+    def both(form: FormName) -> list[torch.Tensor]:
         case = Case(rule)
         leaves = case.leaves()
-        first = torch.autograd.grad(score(*case.memorize()), leaves, create_graph=True, materialize_grads=True)
+        result = score(*case.memorize(form=form))
+        first = torch.autograd.grad(result, leaves, create_graph=True, materialize_grads=True)
         total = torch.stack([x.square().sum() for x in first]).sum()
         return [*first, *torch.autograd.grad(total, leaves, materialize_grads=True)]
 
-    for a, b in zip(both(), autograd(both), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    near(both("fused"), both("dual"))
 
 
 def test_only_some_gradients_are_asked_for() -> None:
@@ -90,7 +66,7 @@ def test_only_some_gradients_are_asked_for() -> None:
     alone.k.requires_grad_()
     among.leaves()
     found = [torch.autograd.grad(score(*case.memorize()), case.k)[0] for case in (alone, among)]
-    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    near(*found, ROUNDING)
 
 
 def test_it_runs_again_under_activation_checkpoints() -> None:
@@ -108,19 +84,27 @@ def test_it_runs_again_under_activation_checkpoints() -> None:
         assert torch.equal(a, b)
 
 
-def test_rules_whose_blocks_do_more_are_left_to_autograd() -> None:
+def test_rules_whose_blocks_do_more_take_the_dual_form() -> None:
     others = [titans(surprise_limit=0.5), replace(titans(), window=2), memkit.build("rule", "moneta")]
-    assert not any(map(sweep.sweeps, [*others, memkit.build("rule", "gla")]))
+    assert [memkit.explain(rule).partition(":")[0] for rule in others] == ["dual"] * 3
+    for rule in (*others, memkit.build("rule", "gla")):
+        assert "fused" not in exact_forms(rule)
 
 
-def test_products_may_round_and_the_state_does_not(autograd: Any) -> None:
+def test_observing_it_is_observing_the_dual_form() -> None:
+    for found, expected in zip(*(tensors(Case().observe(form=form)) for form in ("fused", "dual")), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_products_may_round_and_the_state_does_not() -> None:
     exact, found, seen = Case(dtype=torch.float32), [], []
     rounded = Case(dtype=torch.float32)
     rounded.q, rounded.k, rounded.v = (x.bfloat16().float() for x in (rounded.q, rounded.k, rounded.v))
     expected = everything(exact)
     inherent = [_distance(a, b) for a, b in zip(*map(_numbers, (everything(rounded), expected)), strict=True)]
-    for call in (everything, lambda *args, **options: autograd(everything, *args, **options)):
-        made = call(Case(dtype=torch.float32), products=torch.bfloat16)
+    forms: tuple[FormName, ...] = ("fused", "dual")
+    for form in forms:
+        made = everything(Case(dtype=torch.float32), form, products=torch.bfloat16)
         found.append([_distance(a, b) for a, b in zip(*map(_numbers, (made, expected)), strict=True)])
         seen.append(_numbers(made))
     assert all(x.dtype == torch.float32 for x in seen[0])
@@ -139,8 +123,8 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("rule", "options", "message"),
     [
-        (titans(mini_batch=1), {}, "it takes the form 'iterate', and not 'dual'"),
-        (titans(), {"form": "scan"}, "it takes the form 'scan', and not 'dual'"),
+        (titans(mini_batch=1), {}, "it takes the form 'iterate', and not 'fused'"),
+        (titans(), {"form": "scan"}, "it takes the form 'scan', and not 'fused'"),
         (titans(surprise_limit=1.0), {}, "it has a surprise_limit"),
         (titans(), {"products": "bfloat16"}, "floating-point dtype.*'bfloat16'"),
         (titans(), {"products": torch.float8_e4m3fn}, "16 bits or more"),
@@ -166,7 +150,7 @@ def test_a_layer_multiplies_in_bfloat16() -> None:
     assert 1e-5 < max(distances) < 0.1
     for options, message in (
         ({"products": "bf16"}, "'products' = 'bf16' does not fit"),
-        ({"products": "bfloat16", "rule": titans(mini_batch=1)}, "it takes the form 'iterate', and not 'dual'"),
+        ({"products": "bfloat16", "rule": titans(mini_batch=1)}, "it takes the form 'iterate', and not 'fused'"),
     ):
         with pytest.raises(ValueError, match=message):
             memkit.build("mixer", "neural_memory", **{"dim": 8, "heads": 2} | options)
@@ -175,8 +159,7 @@ def test_a_layer_multiplies_in_bfloat16() -> None:
 def test_silu_is_torchs_to_the_third_derivative() -> None:
     z = torch.linspace(-6, 6, 41, dtype=torch.double, requires_grad=True)
     assert ACTIVATIONS["silu"] is silu
-    for ours, theirs in zip(_derivatives(silu, z), _derivatives(torch.nn.functional.silu, z), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    near(_derivatives(silu, z), _derivatives(torch.nn.functional.silu, z), ROUNDING)
 
 
 def test_reading_without_gradients_maps_over_rows() -> None:
@@ -184,7 +167,7 @@ def test_reading_without_gradients_maps_over_rows() -> None:
     with torch.no_grad():
         found = torch.func.vmap(lambda q: memkit.retrieve(case.rule, case.state, q))(torch.stack([case.q, -case.q]))
         expected = torch.stack([memkit.retrieve(case.rule, case.state, q) for q in (case.q, -case.q)])
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    near(found, expected, ROUNDING)
 
 
 def _derivatives(function: Any, z: torch.Tensor) -> list[torch.Tensor]:

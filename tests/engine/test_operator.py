@@ -15,7 +15,7 @@ import compare
 import memkit
 from compare import FLOAT32, near
 from fused_rules import RULES
-from memkit.engine.forms.fused import node as sweep
+from memkit.engine.forms.fused import form as fused
 from memkit.engine.forms.fused import operator
 from memkit.parts.memory import MLPMemory
 from memkit.rule import Linear
@@ -28,7 +28,7 @@ HALF = torch.tensor([[True, False] * 4, [False] * 3 + [True] * 5, [True] * 8])
 @pytest.fixture(autouse=True)
 def operators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Sweeps are operators, as where blocks are compiled; nothing is compiled before a test, nor kept after it."""
-    monkeypatch.setattr(sweep, "as_operator", lambda: True)
+    monkeypatch.setattr(fused, "as_operator", lambda: True)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield
@@ -43,7 +43,7 @@ def as_written(function: Any) -> Any:
     return function
 
 
-everything = partial(compare.everything, form="dual")
+everything = partial(compare.everything, form="fused")
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_calls_and_documents_one_after_the_other() -> None:
         leaves = case.leaves()
 
         def calls() -> Any:
-            first, state = case.memorize(slice(0, 6), form="dual")
+            first, state = case.memorize(slice(0, 6), form="fused")
             state = state.reset(torch.tensor([True, False, True]), case.rule)
-            second, state = case.memorize(slice(6, None), form="dual", state=state)
+            second, state = case.memorize(slice(6, None), form="fused", state=state)
             return torch.cat([first, second], 1), state
 
         y, state = prepared(calls)()
@@ -95,7 +95,7 @@ def test_layers_of_different_kinds() -> None:
     leaves = [x for case in layers for x in case.leaves()]
 
     def run() -> Tensor:
-        return torch.stack([case.memorize(form="dual")[0].square().sum() for case in layers])
+        return torch.stack([case.memorize(form="fused")[0].square().sum() for case in layers])
 
     found = [[y := prepared(run)(), *torch.autograd.grad(y.sum(), leaves)] for prepared in (compiled, as_written)]
     near(*found)
@@ -125,7 +125,7 @@ def test_gradients_of_gradients_inside_of_the_graph() -> None:
     case, found = Case(RULES["matrix"], tokens=8), []
 
     def norm(k: Tensor) -> Tensor:
-        first = torch.autograd.grad(case.memorize(k=k, form="dual")[0].square().sum(), k, create_graph=True)[0]
+        first = torch.autograd.grad(case.memorize(k=k, form="fused")[0].square().sum(), k, create_graph=True)[0]
         return first.square().sum()
 
     with torch._dynamo.config.patch(trace_autograd_ops=True):
@@ -175,7 +175,7 @@ def test_without_compiled_blocks_they_are_unrolled(monkeypatch: pytest.MonkeyPat
         return program.forward
 
     def operators(memorize: Any) -> int:
-        memorize(form="dual")
+        memorize(form="fused")
         return len([node for node in graphs[-1].graph.nodes if "memkit.sweep" in str(node.target)])
 
     case = Case(RULES["matrix"], tokens=8)

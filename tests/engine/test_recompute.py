@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import memkit
 from compare import FLOAT32, everything, near
 from memkit import Rule
-from memkit.engine.core import tape
+from memkit.engine.forms import dual
 from memkit.engine.recompute import in_groups
 from memkit.state import tensors
 from small_memory import TOKENS, Case, score, titans
@@ -50,14 +50,14 @@ def test_no_tokens() -> None:
 
 def test_nothing_but_the_cuts_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[Tensor]] = []
-    record = tape.record_through
+    record = dual.record
 
     def watched(*args: Any, **options: Any) -> Any:
         found = record(*args, **options)
         made.extend(weakref.ref(x) for x in found.errors.values())
         return found
 
-    monkeypatch.setattr(tape, "record_through", watched)
+    monkeypatch.setattr(dual, "record", watched)
     left = []
     for recompute in (None, 4):
         made.clear()

@@ -84,10 +84,10 @@ def test_a_cpu_needs_the_interpreter() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 def test_on_a_gpu_it_is_as_near_as_dual(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"REPEATS": 1, "FORMS": {"triton": {"form": "triton"}, "dual": {"form": "dual"}}}.items():
+    for name, value in {"REPEATS": 1, "FORMS": {"triton": {"form": "triton"}, "fused": {"form": "fused"}}}.items():
         monkeypatch.setattr(bench, name, value)
     found = bench.one(2, "cuda", True, lambda name: None)
-    assert found["triton"]["distance"] <= 4 * found["dual"]["distance"] + 1e-5
+    assert found["triton"]["distance"] <= 4 * found["fused"]["distance"] + 1e-5
 
 
 def test_without_triton_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,4 +121,4 @@ def test_what_it_cannot_run_it_refuses_in_words(rule: Rule, message: str) -> Non
 
 def test_auto_does_not_choose_it() -> None:
     """Nobody has measured it."""
-    assert fastest(titans(**BLOCKS)) == "dual"
+    assert fastest(titans(**BLOCKS)).name == "fused"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 import memkit
 from broken_rules import HONEST, decay_the_step
 from memkit.engine import MemoryState
+from memkit.engine.forms import dual
+from memkit.engine.forms.fused import forward
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
 from memkit.testing import Engine
@@ -135,6 +138,21 @@ def fast_form_differs(rule: Rule, *args: Any, form: Any = "auto", **kwargs: Any)
     return memkit.memorize(rule, *args, form=form, **kwargs)
 
 
+def one_percent_more(module: Any, product: str) -> Any:
+    """A loop over blocks folds 1 % too much into the state: `product` of a form's module, as the form calls it."""
+
+    def memorize(rule: Rule, *args: Any, **kwargs: Any) -> Result:
+        honest = getattr(module, product)
+
+        def folded(*given: Any, **options: Any) -> Any:
+            return map_tensors(lambda x: 1.01 * x, honest(*given, **options))
+
+        with patch.object(module, product, folded):
+            return memkit.memorize(rule, *args, **kwargs)
+
+    return memorize
+
+
 def grows(rule: Rule, q: Any, k: Any, v: Any, gates: Any, state: Any, **kwargs: Any) -> Result:
     """Old weights are kept, behind those that anybody reads."""
     y, after = memkit.memorize(rule, q, k, v, gates, state, **kwargs)
@@ -248,6 +266,8 @@ ENGINES: dict[str, tuple[str, Engine]] = {
     "mini-batch begun anew by each call": ("decode is prefill", Engine(forgets_the_anchor)),
     "mini-batch ended by no tokens": ("empty call", Engine(nothing_ends_a_batch)),
     "fast form decays the step too": ("forms agree", Engine(fast_form_differs)),
+    "plain dual loop off by 1 %": ("forms agree", Engine(one_percent_more(dual, "fold_all"))),
+    "fused loop off by 1 %": ("forms agree", Engine(one_percent_more(forward, "fold"))),
     "block size that means something": ("block size is speed", Engine(block_is_meaning)),
     "read after the whole call's write": ("causality", Engine(reads_the_end)),
     "reading without writing reads the start": ("retrieve is reading", Engine(retrieve=reads_the_start)),

@@ -21,13 +21,27 @@ from memkit.testing.close import CAUSAL, GRADIENTS, VALUES, named, within
 from memkit.testing.outcome import Outcome, outcome
 from small_memory import Case
 
-__all__ = ["BFLOAT16", "FLOAT32", "GRADIENTS", "ROUNDING", "VALUES", "everything", "judged", "near", "within"]
+__all__ = [
+    "BFLOAT16",
+    "FLOAT32",
+    "FLOAT32_FEW",
+    "GRADIENTS",
+    "ROUNDING",
+    "VALUES",
+    "everything",
+    "judged",
+    "near",
+    "within",
+]
 
 ROUNDING = CAUSAL
 """The same sums in another order, in float64: 1e-12. `VALUES` (1e-10) and `GRADIENTS` (1e-8) are those of the laws."""
 
 FLOAT32 = 1e-5
-"""Two ways to compute in float32, whose numbers have 24 bits (6e-8)."""
+"""Two ways through a whole memory in float32, whose numbers have 24 bits (6e-8)."""
+
+FLOAT32_FEW = 1e-6
+"""A few operations in float32, in another order: no rounding is carried from token to token."""
 
 BFLOAT16 = 2e-2
 """Two ways to compute in bfloat16, whose numbers have 8 bits (4e-3)."""

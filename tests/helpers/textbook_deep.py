@@ -17,7 +17,7 @@ from torch import Tensor
 import memkit
 from compare import judged
 from memkit import Rule
-from memkit.engine.plan import Form
+from memkit.engine import FormName as Form
 
 Arrays = dict[str, Tensor]
 Textbook = Callable[[Arrays, Arrays, Arrays], tuple[Tensor, Arrays, dict[str, tuple[Tensor, ...]]]]

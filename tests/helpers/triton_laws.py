@@ -11,8 +11,8 @@ from torch import Tensor
 
 import memkit
 from memkit import MemoryState, Rule
+from memkit.engine import FormName as Form
 from memkit.engine.forms.triton import form as triton_dual
-from memkit.engine.plan import Form
 from memkit.state import Tree, map_tensors, tensors
 from memkit.testing.close import GRADIENTS, same, same_trees
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import memkit
 from compare import ROUNDING, near
-from memkit.engine.plan import Form
+from memkit.engine import FormName as Form
 from textbook_deep import Arrays, hold_to, residual_norm, slope
 
 FORMS: tuple[Form, ...] = ("auto", "scan")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import memkit
-from memkit.engine.plan import Form
+from memkit.engine import FormName as Form
 from textbook_deep import Arrays, gelu, hold_to, monomials, silu, slope
 
 FORMS: tuple[Form, ...] = ("auto", "scan")

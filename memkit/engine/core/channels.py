@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memkit.engine.core.coefficients import Coefficients, Effect, Steps, of_blocks, runs
+from memkit.engine.core.coefficients import Coefficients, Effect, Steps
 from memkit.state import map_tensors, tensors
 
 
@@ -63,7 +63,7 @@ class ChannelEffect(NamedTuple):
     observe: Tensor | None
     before: bool = False
 
-    def mixed(self, x: Tensor) -> Tensor:
+    def scale_input(self, x: Tensor) -> Tensor:
         """x `[N, L, K]` as it meets the carry, `[N, L, n * K]`."""
         seen, carry = self._observed(x), self.spans.carry[..., : self.spans.tokens, :]
         if self.before:
@@ -86,6 +86,10 @@ class ChannelEffect(NamedTuple):
             found = _joined(found, _inner(_times(right, ahead)[0], (behind * left)[:, 0]))
         found = found[:, 0, : spans.tokens - self.before, : spans.tokens]
         return F.pad(found, (0, 0, 1, 0)) if self.before else found
+
+    def before_writes(self) -> ChannelEffect:
+        """Effects on the number before each token's write."""
+        return self._replace(before=True)
 
     def _observed(self, x: Tensor) -> Tensor:
         """The row that reads x times its number off (weight, slots), `[1, n, N, L, K]`."""
@@ -178,12 +182,3 @@ def _joined(found: Tensor, across: Tensor) -> Tensor:
     """Scores of joined spans from those of each and those across."""
     first, second = found[:, 0::2], found[:, 1::2]
     return torch.cat([F.pad(first, (0, across.shape[-1])), torch.cat([across, second], -1)], -2)
-
-
-def _each(steps: Steps, lengths: list[int]) -> Iterator[AnyCoefficients]:
-    """The same for gates of any kind."""
-    if not steps.per_key:
-        yield from of_blocks(steps, lengths)
-        return
-    for count, run in runs(steps, lengths):
-        yield from unroll(run).apart(count)

@@ -1,18 +1,16 @@
-"""The coefficients of the fast forms, read off the update by feeding it scalars.
+"""Coefficients of a block, found by feeding the update ones and zeros.
 
-A linear update acts on the vector z = (weight, slots) of each matrix entry as z_t = A_t z_{t-1} + b_t g_t,
-with the same scalars A_t, b_t for every entry, or for every entry of a key channel's row. `probe` asks the
-update for them with units; `unroll` multiplies them out over a block. Only products and sums: gates of
-exactly 0 and 1 are legal, and nothing is divided by a product of gates, which reaches 1e-29 in 64 tokens.
+A linear update acts on the vector z = (weight, slots) of each matrix entry as z_t = A_t z_{t-1} + b_t g_t, with the
+same numbers A_t, b_t for every entry, or for every entry of a key channel. `probe` asks the update for them; `unroll`
+multiplies them out over a block. There are only products and sums: gates of exactly 0 and 1 are legal, and nothing is
+divided by a product of gates, which reaches 1e-29 in 64 tokens.
 
-Shapes: `[..., L]` is a block of L tokens of a row. Steps with gates per key channel have an axis K after that of the
-tokens; `channels` multiplies those out.
+Shapes: `[..., L]` is a block of L tokens of a row, n = 1 + slots. Gates per key channel add an axis K after the tokens;
+`channels` multiplies those out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -22,9 +20,9 @@ from memkit.rule import Rule, Slots, Tokens, at_weights
 
 
 class Steps(NamedTuple):
-    """What each token does: A `[N, L, (K,) n, n]`, b `[N, L, (K,) n]`, and the gradient's point as a sum over z_{t-1}.
+    """One update per token: A `[N, L, (K,) n, n]`, b `[N, L, (K,) n]`, and the gradient's point as a sum over z_{t-1}.
 
-    point `[N, L, (K,) n]`, or None where it is the weight itself.
+    point `[N, L, (K,) n]`, or None for the weight itself.
     """
 
     transition: Tensor
@@ -37,10 +35,10 @@ class Steps(NamedTuple):
         return self.write.dim() == 4
 
     def cut(self, lengths: list[int]) -> list[Steps]:
-        """Parts of these lengths, one after the other."""
+        """Parts of these lengths, in order."""
         point = [None] * len(lengths) if self.point is None else self.point.split(lengths, 1)
-        pieces = zip(self.transition.split(lengths, 1), self.write.split(lengths, 1), point, strict=True)
-        return [Steps(*piece) for piece in pieces]
+        parts = zip(self.transition.split(lengths, 1), self.write.split(lengths, 1), point, strict=True)
+        return [Steps(*part) for part in parts]
 
     def blocks(self, count: int, length: int) -> Steps:
         """Blocks as an axis before their tokens: `[N, count, length, .]`."""
@@ -50,19 +48,34 @@ class Steps(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """What some numbers owe to what came before them, one number a token.
+    """How a number depends on the block's past, per token.
 
-    carry `[..., L, n]`: to the (weight, slots) that the block began with; write `[..., L, L]`: to each write.
+    carry `[..., L, n]`: on (weight, slots) at the block's start, P; write `[..., L, L]`: on each write, C.
     """
 
     carry: Tensor
     write: Tensor
 
+    def scale_input(self, x: Tensor) -> Tensor:
+        """x `[N, L, in]` times P, to be multiplied with a carry: `[N, L, n * in]`."""
+        return scale(self.carry, x)
+
+    def scores(self, x: Tensor, a: Tensor) -> Tensor:
+        """Weight of write s in the answer to x_t, (x a^T) * C, `[N, L, S]`."""
+        return (x @ a.mT) * self.write
+
+    def before_writes(self, first: Tensor | None = None) -> Effect:
+        """Effects on the number before each token's write; `first` `[..., 1, n]`: on that before the first token's."""
+        if first is None:
+            first = _first_unit(self.carry[..., :1, :])
+        none = torch.zeros_like(self.write[..., :1, :])
+        return Effect(torch.cat([first, self.carry[..., :-1, :]], -2), torch.cat([none, self.write[..., :-1, :]], -2))
+
 
 class Coefficients(NamedTuple):
-    """What a block of L tokens does, for n = 1 + slots numbers per weight entry.
+    """Coefficients of a block of L tokens, for n = 1 + slots numbers per weight entry.
 
-    weight: effects on the weight after each token's write. point: on what each token's gradient sees, if asked for.
+    weight: effects on the weight after each token's write. point: on the point of each token's gradient, if asked for.
     last_carry `[..., n, n]`, last_write `[..., L, n]`: on (weight, slots) after the last token.
     """
 
@@ -72,10 +85,16 @@ class Coefficients(NamedTuple):
     last_write: Tensor
 
 
-def probe(rule: Rule, tokens: Tokens, valid: Tensor | None) -> Steps:
-    """Feed the update and the gradient point units, at the gates of tokens `[N, L, ...]`.
+def scale(numbers: Tensor, x: Tensor) -> Tensor:
+    """x `[N, T, in]`, once per number: `[N, T, m * in]`; numbers `[N, (K,) T, m]`."""
+    each = numbers.unsqueeze(-1) if numbers.dim() == 3 else numbers.permute(0, 2, 3, 1)  # [N, T, m, 1 or K]
+    return (each * x.unsqueeze(2)).reshape(*x.shape[:2], each.shape[2] * x.shape[2])
 
-    At an invalid token A is the identity and b is 0: it never was.
+
+def probe(rule: Rule, tokens: Tokens, valid: Tensor | None) -> Steps:
+    """Feed the update and the gradient point with units, at the gates of tokens `[N, L, ...]`.
+
+    A token with `valid` `[N, L]` False changes nothing: its A is the identity and its b is 0.
     """
     per_key = any(gate.per == "key" for gate in rule.weight_gates)
     like = tokens.k if per_key else tokens.k[..., 0]
@@ -95,18 +114,18 @@ def probe(rule: Rule, tokens: Tokens, valid: Tensor | None) -> Steps:
             seen.append(rule.point(weight, slots, gates).expand_as(like))
     transition, write = torch.stack(columns[:n], -1), columns[n]
     if valid is not None:
-        there = valid.view(*valid.shape, *[1] * (like.dim() - 2))
+        exists = valid.view(*valid.shape, *[1] * (like.dim() - 2))
         eye = torch.eye(n, dtype=like.dtype, device=like.device)
-        transition = torch.where(there[..., None, None], transition, eye)
-        write = torch.where(there[..., None], write, zero[..., None])
+        transition = torch.where(exists[..., None, None], transition, eye)
+        write = torch.where(exists[..., None], write, zero[..., None])
     return Steps(transition, write, torch.stack(seen, -1) if seen else None)
 
 
 def unroll(steps: Steps, *, point: bool = False) -> Coefficients:
-    """Multiply a block out by doubling: spans of 1, 2, 4, ... tokens are joined.
+    """Multiply a block out by doubling: join spans of 1, 2, 4, ... tokens.
 
-    Every token has one or two rows: the weight after it, and, if `point` asks for it and it is not the weight,
-    the point of the next token's gradient.
+    Every token has one or two rows: the weight after it and, if `point` asks for it and it is not the weight, the
+    point of the next token's gradient.
     """
     length, n = steps.write.shape[-2:]
     ahead = steps.point if point else None
@@ -122,22 +141,12 @@ def unroll(steps: Steps, *, point: bool = False) -> Coefficients:
     seen = None
     if point:
         first = _first_unit(steps.write[..., :1, :]) if ahead is None else ahead[..., :1, :]
-        seen = before(next_point, first)
+        seen = next_point.before_writes(first)
     return Coefficients(weight, seen, whole.last_carry, whole.last_write[..., :length, :])
 
 
-def before(effect: Effect, first: Tensor | None = None) -> Effect:
-    """Effects on the number before each token instead of after it; `first` `[..., 1, n]` is the carried one itself."""
-    if first is None:
-        first = _first_unit(effect.carry[..., :1, :])
-    return Effect(
-        torch.cat([first, effect.carry[..., :-1, :]], -2),
-        torch.cat([torch.zeros_like(effect.write[..., :1, :]), effect.write[..., :-1, :]], -2),
-    )
-
-
 class _Spans(NamedTuple):
-    """Coefficients of neighbouring spans `[..., spans, rows, .]`, several rows a token."""
+    """Coefficients of neighboring spans `[..., spans, rows, .]`, one or two rows per token."""
 
     carry: Tensor
     write: Tensor
@@ -148,7 +157,7 @@ class _Spans(NamedTuple):
 def _joined(transition: Tensor, write: Tensor, observe: Tensor) -> _Spans:
     length, n = write.shape[-2:]
     rest = (1 << (length - 1).bit_length()) - length
-    if rest:  # tokens that do nothing change nothing
+    if rest:  # fill up with tokens that change nothing
         eye = torch.eye(n, dtype=write.dtype, device=write.device).expand(*write.shape[:-2], rest, n, n)
         transition = torch.cat([transition, eye], -3)
         write = torch.cat([write, write.new_zeros(*write.shape[:-2], rest, n)], -2)
@@ -160,7 +169,7 @@ def _joined(transition: Tensor, write: Tensor, observe: Tensor) -> _Spans:
 
 
 def _join(spans: _Spans) -> _Spans:
-    """Join neighbouring spans: what the left one leaves behind is what the right one carries."""
+    """Join neighboring spans: the state after the left one is the carry of the right one."""
     left = _Spans(*(x[..., 0::2, :, :] for x in spans))
     right = _Spans(*(x[..., 1::2, :, :] for x in spans))
     across = right.carry @ left.last_write.mT
@@ -175,27 +184,5 @@ def _join(spans: _Spans) -> _Spans:
 
 
 def _first_unit(like: Tensor) -> Tensor:
-    """The row that reads the weight off (weight, slots), in the shape of `like` `[..., n]`."""
+    """The row (1, 0, ...) that picks the weight out of (weight, slots), in the shape of `like` `[..., n]`."""
     return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)[0].expand_as(like)
-
-
-def of_blocks(steps: Steps, lengths: list[int], *, point: bool = False) -> Iterator[Coefficients]:
-    """Coefficients of every block; neighbouring blocks of one length are computed at once, as they see no weights."""
-    for _, run in runs(steps, lengths):
-        yield from _unbound(unroll(run, point=point))
-
-
-def runs(steps: Steps, lengths: list[int]) -> Iterator[tuple[int, Steps]]:
-    """Neighbouring blocks of one length, as many as there are, with an axis of their own."""
-    runs = [(len(list(group)), length) for length, group in groupby(lengths)]
-    for run, some in zip(runs, steps.cut([count * length for count, length in runs]), strict=True):
-        yield run[0], some.blocks(*run)
-
-
-def _unbound(run: Coefficients) -> Iterator[Coefficients]:
-    """The blocks `[..., blocks, ., .]` one by one."""
-    effects = [run.weight] if run.point is None else [run.weight, run.point]
-    flat = [*(x for effect in effects for x in effect), run.last_carry, run.last_write]
-    for own in zip(*(x.unbind(-3) for x in flat), strict=True):
-        point = None if run.point is None else Effect(own[2], own[3])
-        yield Coefficients(Effect(own[0], own[1]), point, own[-2], own[-1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memkit.checks import not_negative, positive
-from memkit.engine.core.window import Window, _empty_window
+from memkit.engine.core.window import Window, empty_window
 from memkit.rule import Rule, Tokens
 from memkit.state import State, map_tensors
 
@@ -133,7 +133,7 @@ def state_from(
         constants={name: rows(value) for name, value in constants.items()},
         anchor=initial if keeps["anchors"] else {},
         pending=map_tensors(torch.zeros_like, initial) if keeps["unfinished writes"] else {},
-        window=_empty_window(rule, some, key_dim, value_dim),
+        window=empty_window(rule, some, key_dim, value_dim),
         offset=counts,
         phase=0,
         segment=counts - 1,

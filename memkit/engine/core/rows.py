@@ -1,4 +1,4 @@
-"""A state as flat rows [N, ...], which is how forms see it."""
+"""Rows: a state and its tokens with batch and heads as one axis `N`, as all forms see them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from memkit.state import map_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A state with batch and heads as one axis `N`, which is how the forms see it."""
+    """A state `[N, ...]`; its fields are those of `MemoryState`."""
 
     weights: Weights
     slots: dict[str, tuple[Tensor, ...]]
@@ -51,7 +51,7 @@ def to_rows(state: MemoryState, dtype: torch.dtype) -> Rows:
 def from_rows(rows: Rows, before: Rows, state: MemoryState, offset: Tensor, phase: int | None) -> MemoryState:
     """The state after a call, from the rows after it, and the rows and the state before it.
 
-    What the call left as it was stays the state's own, not a view of it.
+    Tensors that the call did not change stay the state's own, not views of them.
     """
     batch = state.offset.shape[0]
     heads = next(iter(state.weights.values())).shape[1]
@@ -77,9 +77,9 @@ def per_row(x: Tensor, heads: int) -> Tensor:
 
 
 def cut(tokens: Tokens, lengths: list[int]) -> list[Tokens]:
-    """Parts of the tokens `[N, T, ...]`, one after the other.
+    """Parts of tokens `[N, T, ...]` of these lengths, in order.
 
-    All at once, because the backward pass of every single slice would write a whole `[N, T, ...]`.
+    Split at once, because the backward pass of every single slice would write a whole `[N, T, ...]`.
     """
     if len(lengths) == 1:
         return [tokens]
@@ -89,7 +89,7 @@ def cut(tokens: Tokens, lengths: list[int]) -> list[Tokens]:
 
 
 def gate_at(rule: Rule, gates: Gates, index: int) -> dict[str, Tensor]:
-    """The gates of a write, `[N, T]` or `[N, T, C]` per channel, at a token, shaped to meet a weight `[N, in, out]`."""
+    """Gates `[N, T]`, or `[N, T, C]` per channel, of the write at a token, shaped to meet a weight `[N, in, out]`."""
     axes = {"head": (-1, -1), "pair": (-1, -1), "key": (-1,), "value": (-2,)}
     found = {}
     for gate in rule.weight_gates:
@@ -99,11 +99,11 @@ def gate_at(rule: Rule, gates: Gates, index: int) -> dict[str, Tensor]:
     return found
 
 
-def _flat(x: Tensor) -> Tensor:
+def merge_heads(x: Tensor) -> Tensor:
     """`[B, T, H, ...]` -> `[N, T, ...]`."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
-def _unflat(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
     """`[N, T, ...]` -> `[B, T, H, ...]`."""
     return x.unflatten(0, (x.shape[0] // heads, heads)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""The Omega window: whose gradients a write uses."""
+"""The Omega window (ATLAS eq. 9): the last tokens, whose gradients each write uses again."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Window(State):
 
 
 def window_gates(rule: Rule) -> list[str]:
-    """The gates that belong to a carried token: those of its loss, and its weight in the sum."""
+    """Gates that a carried token keeps: those of its loss, and its weight in the sum."""
     return [*(gate.name for gate in rule.objective.gates), "weight"]
 
 
-def as_window(rule: Rule, tokens: Tokens, valid: Tensor | None, part: slice = slice(None)) -> Window:
-    """Tokens `[N, T, ...]` as sources of gradients; `valid[:, part]` says which of them exist (None: all)."""
+def as_window(rule: Rule, tokens: Tokens, valid: Tensor | None) -> Window:
+    """Tokens `[N, T, ...]` as sources of gradients; valid `[N, T]`: those that exist, None for all."""
     one = torch.ones_like(tokens.k[..., 0])
     gates = {name: tokens.gates.get(name, one) for name in window_gates(rule)}
-    return Window(k=tokens.k, v=tokens.v, gates=gates, filled=one.bool() if valid is None else valid[:, part])
+    return Window(k=tokens.k, v=tokens.v, gates=gates, filled=one.bool() if valid is None else valid)
 
 
 def join(older: Window, newer: Window) -> Window:
@@ -45,7 +45,8 @@ def join(older: Window, newer: Window) -> Window:
     )
 
 
-def _empty_window(rule: Rule, like: Tensor, key_dim: int, value_dim: int) -> Window | None:
+def empty_window(rule: Rule, like: Tensor, key_dim: int, value_dim: int) -> Window | None:
+    """The window before the first token, for weights like `[B, H, in, out]`; None for rules without one."""
     if rule.window == 1:
         return None
     batch, heads, carried = like.shape[0], like.shape[1], rule.window - 1
@@ -58,7 +59,7 @@ def _empty_window(rule: Rule, like: Tensor, key_dim: int, value_dim: int) -> Win
 
 
 def band(rule: Rule, sources: Window, writes: int) -> Tensor:
-    """How much write s uses source i, `[N, writes, sources]`: its weight if it is one of the last `window` tokens."""
+    """Share of source i in write s, `[N, writes, sources]`: its weight if it is one of the last `window` tokens."""
     rank = sources.filled.long().cumsum(1)
     age = rank[:, -writes:, None] - rank[:, None, :]
     used = (age >= 0) & (age < rule.window) & sources.filled[:, None, :]
@@ -66,7 +67,7 @@ def band(rule: Rule, sources: Window, writes: int) -> Tensor:
 
 
 def spread(own: Coefficients, used: Tensor) -> Coefficients:
-    """Coefficients of sources instead of writes, from how much writes use them."""
+    """Coefficients of sources instead of writes; used `[N, writes, sources]`: share of each source in each write."""
     weight = own.weight._replace(write=own.weight.write @ used)
     return own._replace(weight=weight, last_write=used.mT @ own.last_write)
 

@@ -1,9 +1,9 @@
-"""The dual form: a block of tokens at once, exactly the definition, derived from the update.
+"""The dual form: a block of tokens at once, derived from the update and equal to it.
 
-Three steps a block. Tape: one pass over the keys at the mini-batch's weights gives inputs a and errors r,
-so that token s's gradient is a_s^T r_s. Probe: scalars fed through the update give the effect C[t, s] of
-write s on token t's weight and the effect P[t] of the carried weight and slots. Read: the same memory
-runs on the queries with `linear(x)` meaning
+Three steps per block. Tape: one pass over the keys at the mini-batch's weights gives inputs a and errors r, so that
+token s's gradient is a_s^T r_s. Probe: scalars fed through the update give the effect C[t, s] of write s on token t's
+weight, and the effect P[t] of the carried weight and slots. Read: the same memory runs on the queries with `linear(x)`
+meaning
 
     P_weight (x W) + P_slots (x S) + ((x a^T) * C) r
 
@@ -13,72 +13,135 @@ and the last row of C and P is folded into the next state.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from memkit.engine.core import coefficients
-from memkit.engine.core.block import after, begin, for_queries, lowered, parts, reader, stacked, unstacked
-from memkit.engine.core.channels import _each
-from memkit.engine.core.coefficients import Coefficients
+from memkit.engine.core.block import (
+    fold_all,
+    for_queries,
+    gradient_weights,
+    parts,
+    reader,
+    stack,
+    unstack,
+    weights_in_use,
+)
+from memkit.engine.core.channels import AnyCoefficients
+from memkit.engine.core.coefficients import Coefficients, probe
 from memkit.engine.core.memory_state import Weights
-from memkit.engine.core.rows import Rows, cut
-from memkit.engine.core.tape import Watch, observe_block, record
+from memkit.engine.core.obstacles import not_linear, online
+from memkit.engine.core.rows import cut
+from memkit.engine.core.surprise import Observed
+from memkit.engine.core.tape import record
+from memkit.engine.core.unrolled import unroll_blocks
 from memkit.engine.core.window import Window, as_window, band, join, latest, spread
-from memkit.layout import Block
+from memkit.engine.form import Call, Form, Place, Result
+from memkit.layout import Block, Layout, lay_out, without_periods
 from memkit.rule import Rule, Tokens, identity
+from memkit.state import Tree, map_tensors
+
+Own = TypeVar("Own", bound=AnyCoefficients)
 
 
-def dual(
-    rule: Rule,
-    tokens: Tokens,
-    rows: Rows,
-    blocks: list[Block],
-    valid: Tensor | None,
-    watch: Watch | None = None,
-    products: torch.dtype | None = None,
-) -> tuple[Tensor, Rows]:
-    """Run tokens (q, k, v `[N, L, ...]`, gates `[N, L]`) block by block from `rows`.
+class Carried(NamedTuple):
+    """State between two blocks: carries by name, weights that gradients see, tokens of the Omega window."""
 
-    Blocks and `valid` `[N, L]` come from the layout, for rows. `watch` receives (loss, surprise) `[N, L]`
-    of every block. products: what blocks multiply in, for rules that `sweep` knows.
-    """
-    outputs = []
-    carry, anchor, window = stacked(rows, turn=not rule.memory.linear), dict(rows.anchor), rows.window
-    lengths = [block.stop - block.start for block in blocks]
-    steps = coefficients.probe(rule, tokens, valid)
-    tokens, constants = lowered((tokens, rows.constants), products)
-    for block, here, own in zip(blocks, cut(tokens, lengths), _each(steps, lengths), strict=True):
-        size = block.stop - block.start
-        anchor = begin(rule, block, carry, anchor, rows, here.gates)
-        sources = here if window is None else join(window, as_window(rule, here, valid, slice(block.start, block.stop)))
-        weights = lowered(anchor, products)
-        tape = record(rule, sources.k, sources.v, sources.gates, weights, constants, surprise=watch is not None)
-        observe_block(watch, tape, size)
-        if isinstance(sources, Window) and isinstance(own, Coefficients):
-            own = spread(own, band(rule, sources, size))
-            window = latest(sources, rule.window - 1)
-        if isinstance(own, Coefficients):
-            own = own._replace(weight=lowered(own.weight, products), last_write=lowered(own.last_write, products))
-        past, carry = lowered(carry, products), after(carry, own, tape)
-        if rule.effective is identity:
-            y = rule.memory.forward(reader(for_queries(rule, own.weight), past, tape), here.q, constants)
-        else:
-            y = _read_in_use(rule, block, here.q, anchor, carry, rows)
+    state: Weights
+    anchor: Weights
+    window: Window | None
+
+
+def dual(call: Call) -> Result:
+    """Run the call block by block."""
+    rule, rows, outputs, seen = call.rule, call.rows, [call.tokens.v[:, :0]], []
+    coefficients = unroll_blocks(probe(rule, call.tokens, call.valid), call.lengths)
+    tokens, constants = cast((call.tokens, rows.constants), call.run.products)
+    carried = Carried(stack(rows), dict(rows.anchor), rows.window)
+    for block, here, own in zip(call.blocks, cut(tokens, call.lengths), coefficients, strict=True):
+        own = prepared(rule, own, call.run.products)
+        valid = None if call.valid is None else call.valid[:, block.start : block.stop]
+        y, carried, observed = run_block(rule, block, here, valid, own, carried, constants, observe=call.observe)
         outputs.append(y)
-    weights, slots = unstacked(carry, rows)
-    y = torch.cat(outputs, 1) if outputs else tokens.v
-    kept = {name: anchor[name] for name in rows.anchor}
-    return y, replace(rows, weights=weights, slots=slots, anchor=kept, window=window)
+        seen.append(observed)
+    weights, slots = unstack(parts(carried.state, 1 + rule.slots))
+    anchor = {name: carried.anchor[name] for name in rows.anchor}
+    after = replace(rows, weights=weights, slots=slots, anchor=anchor, window=carried.window)
+    return Result(torch.cat(outputs, 1), after, Observed.join(seen))
 
 
-def _read_in_use(rule: Rule, block: Block, q: Tensor, anchor: Weights, carry: Weights, rows: Rows) -> Tensor:
-    """Read under `effective`: the mini-batch's weights, and for the query that completes it the next ones."""
-    y = rule.memory.forward(lambda name, x: x @ anchor[name], q, rows.constants)
-    if rule.read == "before" or block.completes is False:
+def prepared(rule: Rule, own: Own, products: torch.dtype | None) -> Own:
+    """Coefficients as queries see them, in the dtype of products."""
+    own = own._replace(weight=for_queries(rule, own.weight))
+    if products is None:
+        return own
+    return own._replace(weight=cast(own.weight, products), last_write=cast(own.last_write, products))
+
+
+def run_block(
+    rule: Rule,
+    block: Block,
+    tokens: Tokens,
+    valid: Tensor | None,
+    own: AnyCoefficients,
+    carried: Carried,
+    constants: dict[str, Tensor],
+    *,
+    observe: bool = False,
+) -> tuple[Tensor, Carried, Observed | None]:
+    """Tape, read and fold of one block: q, k, v `[N, L, ...]`, valid `[N, L]`; own.weight: for queries."""
+    state, window, dtype = carried.state, carried.window, tokens.k.dtype
+    anchor = gradient_weights(rule, block, parts(state, 1 + rule.slots), carried.anchor, tokens.gates)
+    sources = tokens if window is None else join(window, as_window(rule, tokens, valid))
+    tape = record(rule, sources.k, sources.v, sources.gates, cast(anchor, dtype), constants, surprise=observe)
+    if isinstance(sources, Window) and isinstance(own, Coefficients):
+        own = spread(own, band(rule, sources, tokens.k.shape[1]))
+        window = latest(sources, rule.window - 1)
+    after = fold_all(state, own, tape)
+    if rule.effective is identity:
+        y = rule.memory.forward(reader(own.weight, cast(state, dtype), tape), tokens.q, constants)
+    else:
+        y = _read_effective(rule, block, tokens.q, anchor, after, constants)
+    return y, Carried(after, anchor, window), tape.observed(tokens.k.shape[1]) if observe else None
+
+
+def cast(tree: Tree, dtype: torch.dtype | None) -> Tree:
+    """A tree of tensors in another dtype; None leaves it."""
+    return tree if dtype is None else map_tensors(lambda x: x.to(dtype), tree)
+
+
+def _read_effective(
+    rule: Rule, block: Block, q: Tensor, anchor: Weights, after: Weights, constants: dict[str, Tensor]
+) -> Tensor:
+    """Read under `effective`: at the mini-batch's weights; the query that completes it at the next ones."""
+    y = rule.memory.forward(lambda name, x: x @ anchor[name], q, constants)
+    at_end = weights_in_use(rule, block, {name: x[0] for name, x in parts(after, 1 + rule.slots).items()}, anchor)
+    if at_end is anchor:
         return y
-    following = {name: rule.effective(part[0]) for name, part in parts(carry, rows).items()}
-    last = rule.memory.forward(lambda name, x: x @ following[name], q[:, -1:], rows.constants)
-    if isinstance(block.completes, Tensor):
-        last = torch.where(block.completes[:, None, None], last, y[:, -1:])
+    last = rule.memory.forward(lambda name, x: x @ at_end[name], q[:, -1:], constants)
     return torch.cat([y[:, :-1], last], 1)
+
+
+def layout(rule: Rule, place: Place, block_size: int) -> Layout:
+    """Blocks within a mini-batch; of any length where the gradient does not see the weights."""
+    if not rule.sees_weights:
+        return without_periods(place.mask, place.tokens, block_size)
+    return lay_out(rule.period, *place, block_size)
+
+
+def why_blocks(rule: Rule) -> str:
+    """Which tokens of a rule run at once, and why."""
+    if not rule.sees_weights:
+        return "its gradient does not see the weights, so blocks of any size run at once."
+    return (
+        f"every mini-batch of {rule.mini_batch} tokens runs at once, because its gradients see the same weights. A "
+        "larger mini_batch is faster, and another rule."
+    )
+
+
+def _suits(rule: Rule) -> bool:
+    return not online(rule) or rule.window > 1  # no form takes several tokens of an online Omega rule at once
+
+
+DUAL = Form("dual", not_linear, layout, dual, lambda rule: f"dual: {why_blocks(rule)}", _suits)

@@ -21,49 +21,43 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from memkit.engine.core import coefficients
-from memkit.engine.core.block import begin, stacked, unstacked
-from memkit.engine.core.coefficients import Coefficients, of_blocks
+from memkit.engine.core.block import gradient_weights, parts, stack, unstack
+from memkit.engine.core.coefficients import Coefficients
 from memkit.engine.core.memory_state import Weights
-from memkit.engine.core.rows import Rows, cut
-from memkit.engine.core.tape import Tape, Watch, observe_block, record
+from memkit.engine.core.obstacles import not_linear, online, per_key_channel
+from memkit.engine.core.rows import cut
+from memkit.engine.core.surprise import Observed
+from memkit.engine.core.tape import Tape, record
+from memkit.engine.core.unrolled import unroll_head_blocks
 from memkit.engine.core.window import Window, as_window, band, join, latest, spread
-from memkit.layout import Block
-from memkit.rule import Gates, Optimizer, Retention, Rule, Slots, Tokens, at_weights
+from memkit.engine.form import Call, Form, Result
+from memkit.engine.forms.dual import layout
+from memkit.rule import Gates, Optimizer, Retention, Rule, Slots, Tokens, at_weights, identity
 
 
-def expand(
-    rule: Rule,
-    tokens: Tokens,
-    rows: Rows,
-    blocks: list[Block],
-    valid: Tensor | None,
-    watch: Watch | None = None,
-) -> tuple[Tensor, Rows]:
-    """Run tokens (q, k, v `[N, L, ...]`, gates `[N, L]`) block by block from `rows`.
-
-    Blocks and `valid` `[N, L]` come from the layout, for rows. `watch` receives (loss, surprise) `[N, L]`
-    of every block.
-    """
-    outputs = [tokens.v[:, :0]]
-    carry, anchor, window = stacked(rows), dict(rows.anchor), rows.window
-    lengths = [block.stop - block.start for block in blocks]
+def expand(call: Call) -> Result:
+    """Run the call block by block."""
+    rule, rows, outputs, seen = call.rule, call.rows, [call.tokens.v[:, :0]], []
+    carry, anchor, window = stack(rows), dict(rows.anchor), rows.window
     gathers, keeps = (
-        of_blocks(coefficients.probe(part, tokens, valid), lengths) for part in (_gathering(rule), _keeping(rule))
+        unroll_head_blocks(coefficients.probe(part, call.tokens, call.valid), call.lengths)
+        for part in (_gathering(rule), _keeping(rule))
     )
-    for block, here, gather, keep in zip(blocks, cut(tokens, lengths), gathers, keeps, strict=True):
-        size = block.stop - block.start
-        anchor = begin(rule, block, carry, anchor, rows, here.gates)
-        sources = here if window is None else join(window, as_window(rule, here, valid, slice(block.start, block.stop)))
-        tape = record(rule, sources.k, sources.v, sources.gates, anchor, rows.constants, surprise=watch is not None)
-        observe_block(watch, tape, size)
+    for block, here, gather, keep in zip(call.blocks, cut(call.tokens, call.lengths), gathers, keeps, strict=True):
+        valid = None if call.valid is None else call.valid[:, block.start : block.stop]
+        anchor = gradient_weights(rule, block, parts(carry, 1 + rule.slots), anchor, here.gates)
+        sources = here if window is None else join(window, as_window(rule, here, valid))
+        tape = record(rule, sources.k, sources.v, sources.gates, anchor, rows.constants, surprise=call.observe)
+        seen.append(tape.observed(here.k.shape[1]) if call.observe else None)
         if isinstance(sources, Window):
-            gather = spread(gather, band(rule, sources, size))
+            gather = spread(gather, band(rule, sources, here.k.shape[1]))
             window = latest(sources, rule.window - 1)
         y, carry = _forgotten(_write_and_read, rule, gather, keep, carry, tape, here, rows.constants)
         outputs.append(y)
-    weights, slots = unstacked(carry, rows)
-    kept = {name: anchor[name] for name in rows.anchor}
-    return torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots, anchor=kept, window=window)
+    weights, slots = unstack(parts(carry, 1 + rule.slots))
+    anchor = {name: anchor[name] for name in rows.anchor}
+    after = replace(rows, weights=weights, slots=slots, anchor=anchor, window=window)
+    return Result(torch.cat(outputs, 1), after, Observed.join(seen))
 
 
 def _gathering(rule: Rule) -> Rule:
@@ -141,3 +135,32 @@ def _write(
 def _each(x: Tensor, weights: Tensor) -> Tensor:
     """Each token's x `[N, L, in]` times its own weight `[N, L, in, out]`."""
     return (x.unsqueeze(-2) @ weights).squeeze(-2)
+
+
+def not_expandable(rule: Rule) -> list[str]:
+    """Reasons against a form that makes every token's step as a whole matrix."""
+    if rule.optimizer.direction is None:
+        return ["its steps need not be formed"]
+    found = not_linear(replace(rule, optimizer=replace(rule.optimizer, direction=None)))
+    if rule.effective is not identity:
+        found.append("its effective weights are not linear in the raw ones")
+    return found + per_key_channel(rule)
+
+
+def _why(rule: Rule) -> str:
+    turned = f"its optimizer {rule.optimizer.name!r} turns every token's step, so each is a whole matrix"
+    if not rule.sees_weights:
+        return f"expand: {turned}; its gradient does not see the weights, so blocks of any size run at once."
+    if online(rule):
+        return (
+            f"expand: one token at a time, because mini_batch=1 updates the weights that the next gradient sees, and "
+            f"{turned}. A larger mini_batch is parallel, and another rule; so is update_every=n, with one step every "
+            "n tokens."
+        )
+    return (
+        f"expand: every mini-batch of {rule.mini_batch} tokens runs at once; {turned}, which costs time and memory. "
+        "With mini_batch=1 and update_every=n there is one step every n tokens: another rule."
+    )
+
+
+EXPAND = Form("expand", not_expandable, layout, expand, _why)

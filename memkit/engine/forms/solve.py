@@ -21,36 +21,36 @@ from torch import Tensor
 
 from memkit.engine.core import channels, coefficients
 from memkit.engine.core.affine import affine
-from memkit.engine.core.block import before, for_queries, heard, kept, met, read, stacked, unstacked, written
+from memkit.engine.core.block import decay_carry, for_queries, parts, read, stack, unstack
 from memkit.engine.core.channels import AnyCoefficients, AnyEffect
-from memkit.engine.core.coefficients import Coefficients, Effect, Steps
+from memkit.engine.core.coefficients import Coefficients, Effect, Steps, scale
+from memkit.engine.core.obstacles import moving_weights
 from memkit.engine.core.rows import Rows, cut
-from memkit.engine.core.tape import Watch
+from memkit.engine.core.surprise import Observed
+from memkit.engine.form import Call, Form, Result
+from memkit.layout import in_place
 from memkit.rule import Rule, Tokens
 
 
-def solve(
-    rule: Rule, tokens: Tokens, rows: Rows, valid: Tensor | None, block_size: int, watch: Watch | None = None
-) -> tuple[Tensor, Rows]:
-    """Run tokens (q, k, v `[N, T, ...]`, gates `[N, T, ...]`) from `rows`; those exist that `valid` `[N, T]` marks.
-
-    `watch` receives (loss, surprise) `[N, .]` of all tokens. Raises `ValueError` when there are several weights.
-    """
+def solve(call: Call) -> Result:
+    """Run the call in blocks of equal length, and the rest; `ValueError` when there are several weights."""
+    rule, rows, tokens = call.rule, call.rows, call.tokens
     name = _only(rule, rows)
-    carry = stacked(rows)[name]
-    steps = coefficients.probe(rule, tokens, valid)
-    outputs = [tokens.v[:, :0]]
+    carry = stack(rows)[name]
+    steps = coefficients.probe(rule, tokens, call.valid)
+    outputs, seen = [tokens.v[:, :0]], []
     length = tokens.k.shape[1]
-    size = min(block_size, max(length, 1))
+    size = min(call.run.block_size, max(length, 1))
     size = max(size - size % rule.steps, 1)  # whole tokens, where each takes several steps
     lengths = [length // size * size, length % size]
     for part, some in zip(cut(tokens, lengths), steps.cut(lengths), strict=True):
         if part.k.shape[1]:
             shape = (max(part.k.shape[1] // size, 1), min(size, part.k.shape[1]))
-            y, carry = _blocks(rule, part, some, shape, carry, watch)
+            y, carry, observed = _blocks(rule, part, some, shape, carry, observe=call.observe)
             outputs.append(y)
-    weights, slots = unstacked({name: carry}, rows)
-    return torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots)
+            seen.append(observed)
+    weights, slots = unstack(parts({name: carry}, 1 + rule.slots))
+    return Result(torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots), Observed.join(seen))
 
 
 def _only(rule: Rule, rows: Rows) -> str:
@@ -72,37 +72,36 @@ class _Errors(NamedTuple):
 
 
 def _blocks(
-    rule: Rule, tokens: Tokens, steps: Steps, shape: tuple[int, int], carry: Tensor, watch: Watch | None
-) -> tuple[Tensor, Tensor]:
-    """Run (how many, how long) blocks: the system of all, the loop, the reading of all."""
+    rule: Rule, tokens: Tokens, steps: Steps, shape: tuple[int, int], carry: Tensor, *, observe: bool
+) -> tuple[Tensor, Tensor, Observed | None]:
+    """Run blocks of the shape (how many, how long): the systems of all, the loop, the reading of all."""
     rows, count = tokens.k.shape[0], shape[0]
-    cut_up = steps.blocks(*shape)
-    own = channels.unroll(cut_up, point=True) if steps.per_key else _batched(coefficients.unroll(cut_up, point=True))
+    blocks = steps.blocks(*shape)
+    own = channels.unroll(blocks, point=True) if steps.per_key else _batched(coefficients.unroll(blocks, point=True))
     here = _blocks_as_rows(tokens, shape)
     errors = _errors(rule, here, own)
-    # The loop: what each block is handed, and its errors.
-    add = written(own.last_write, here.k).mT
-    past, found = [], []
-    apart = [x.unflatten(0, (rows, count)).unbind(1) for x in (add, own.last_carry, errors.fixed)]
+    # The loop: the carry at the start of each block, and its errors.
+    add = scale(own.last_write, here.k).mT
+    starts, found = [], []
+    by_block = [x.unflatten(0, (rows, count)).unbind(1) for x in (add, own.last_carry, errors.fixed)]
     by_carry = None if errors.by_carry is None else errors.by_carry.unflatten(0, (rows, count)).unbind(1)
-    for j, (write, keep, r) in enumerate(zip(*apart, strict=True)):
-        past.append(carry)
+    for j, (write, keep, r) in enumerate(zip(*by_block, strict=True)):
+        starts.append(carry)
         found.append(r if by_carry is None else torch.baddbmm(r, by_carry[j], carry))
-        carry = torch.baddbmm(kept(keep, carry), write, found[-1])
-    z, r = (torch.stack(x, 1).flatten(0, 1) for x in (past, found))
+        carry = torch.baddbmm(decay_carry(keep, carry), write, found[-1])
+    z, r = (torch.stack(x, 1).flatten(0, 1) for x in (starts, found))
     q, effect, each = _asked(rule, here.q, for_queries(rule, own.weight))
     y = rule.memory.forward(lambda name, x: read(effect, x, z, here.k, r), q, {})
     if each > 1:
         y = y.repeat_interleave(each, 1)
-    if watch is not None:
-        watch.append(_met(rule, here, own, z, r, (rows, count)))
-    return y.unflatten(0, (rows, count)).flatten(1, 2), carry
+    observed = _observed(rule, here, own, z, r, (rows, count)) if observe else None
+    return y.unflatten(0, (rows, count)).flatten(1, 2), carry, observed
 
 
 def _asked(rule: Rule, q: Tensor, seen: AnyEffect) -> tuple[Tensor, AnyEffect, int]:
-    """The queries that are asked, what they see, and how many steps each answer is for.
+    """Queries that are read, effects on the weights that they see, and the steps that share an answer.
 
-    A token of several steps asks once, before its first or after its last.
+    A token of several steps reads once, before its first or after its last.
     """
     if rule.steps == 1 or q.shape[1] % rule.steps or not isinstance(seen, Effect):
         return q, seen, 1
@@ -115,22 +114,21 @@ def _errors(rule: Rule, here: Tokens, own: AnyCoefficients) -> _Errors:
     fixed, slope = affine(rule, here)
     if rule.objective.linear or own.point is None:
         return _Errors(fixed, None)
-    system = -slope * heard(own.point, here.k, here.k)  # strictly lower; the diagonal of 1 is implied
-    sides = torch.cat([slope * met(own.point, here.k), fixed], -1)
+    system = -slope * own.point.scores(here.k, here.k)  # strictly lower; the diagonal of 1 is implied
+    sides = torch.cat([slope * own.point.scale_input(here.k), fixed], -1)
     solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
     by_carry, fixed = solved.split([solved.shape[-1] - fixed.shape[-1], fixed.shape[-1]], -1)
     return _Errors(fixed, by_carry)
 
 
-def _met(
+def _observed(
     rule: Rule, here: Tokens, own: AnyCoefficients, z: Tensor, r: Tensor, blocks: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
+) -> Observed:
     """Loss and surprise of every token at the weights that its gradient saw."""
-    seen = own.point or before(own.weight)
+    seen = own.point or own.weight.before_writes()
     loss = rule.objective.loss(read(seen, here.k, z, here.k, r), here.v, here.gates)
     surprise = here.k.norm(dim=-1) * r.norm(dim=-1)
-    loss, surprise = (x.detach().unflatten(0, blocks).flatten(1, 2) for x in (loss, surprise))
-    return loss, surprise
+    return Observed(*(x.detach().unflatten(0, blocks).flatten(1, 2) for x in (loss, surprise)))
 
 
 def _blocks_as_rows(tokens: Tokens, shape: tuple[int, int]) -> Tokens:
@@ -147,3 +145,26 @@ def _batched(own: Coefficients) -> Coefficients:
 
     point = None if own.point is None else Effect(*map(batched, own.point))
     return Coefficients(Effect(*map(batched, own.weight)), point, batched(own.last_carry), batched(own.last_write))
+
+
+def not_solvable(rule: Rule) -> list[str]:
+    """Reasons against a triangular system per block."""
+    found = moving_weights(rule)
+    if not rule.memory.linear:
+        found.append("its memory is not a single matrix")
+    if not (rule.objective.quadratic or rule.objective.linear):
+        found.append(f"the gradient of its objective {rule.objective.name!r} is not linear in the prediction")
+    if rule.sees_weights and rule.mini_batch > 1:
+        found.append(f"its gradients see the weights of every {rule.mini_batch}th token only")
+    if rule.surprise_limit is not None:
+        found.append("its surprise_limit is not linear")
+    return found
+
+
+def _why(rule: Rule) -> str:
+    if not rule.sees_weights:
+        return "solve: its gradient does not see the weights, so all blocks run at once."
+    return "solve: exact online gradients of a matrix, as one triangular system per block; all blocks at once."
+
+
+SOLVE = Form("solve", not_solvable, lambda rule, place, size: in_place([], place.mask), solve, _why)

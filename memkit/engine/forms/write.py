@@ -1,7 +1,7 @@
-"""The write form: one dense gradient a write, for rules that write once every `update_every` tokens.
+"""The write form: one dense gradient per write, for rules that write once every `update_every` tokens.
 
-All tokens of a write see the same weights, so the gradient is a single product A^T diag(weight) R and the
-optimizer may be anything, Muon or Adam, once a write.
+All tokens of a write see the same weights, so the gradient is a single product A^T diag(weight) R, and the optimizer
+may be anything, Muon or Adam.
 """
 
 from __future__ import annotations
@@ -13,59 +13,47 @@ from torch import Tensor
 
 from memkit.engine.core.memory_state import Weights
 from memkit.engine.core.rows import Rows, cut, gate_at
-from memkit.engine.core.tape import Watch, record
-from memkit.layout import Block
-from memkit.rule import Rule, Tokens
+from memkit.engine.core.surprise import Observed
+from memkit.engine.core.tape import Tape, record
+from memkit.engine.form import Call, Form, Place, Result
+from memkit.layout import Block, Layout, lay_out
+from memkit.rule import Rule, Tokens, at_weights
 from memkit.state import merge_trees
 
 
-def write(
-    rule: Rule,
-    tokens: Tokens,
-    rows: Rows,
-    blocks: list[Block],
-    valid: Tensor | None,
-    watch: Watch | None = None,
-) -> tuple[Tensor, Rows]:
-    """Run tokens (q, k, v `[N, L, ...]`, gates `[N, L]`) write by write from `rows`.
-
-    Blocks and `valid` `[N, L]` come from the layout, for rows; no block is longer than a write. `watch` receives
-    (loss, surprise) `[N, L]` of every block.
-    """
-    outputs = [tokens.v[:, :0]]
-    lengths = [block.stop - block.start for block in blocks]
-    for block, here in zip(blocks, cut(tokens, lengths), strict=True):
-        there = None if valid is None else valid[:, block.start : block.stop]
-        used = _in_use(rule, rows.weights)
-        rows = _add(rule, here, there, used, rows, watch)
+def write(call: Call) -> Result:
+    """Run the call in blocks that are no longer than a write."""
+    rule, rows, outputs, seen = call.rule, call.rows, [call.tokens.v[:, :0]], []
+    for block, here in zip(call.blocks, cut(call.tokens, call.lengths), strict=True):
+        valid = None if call.valid is None else call.valid[:, block.start : block.stop]
+        used = _effective(rule, rows.weights)
+        tape = record(rule, here.k, here.v, here.gates, used, rows.constants, surprise=call.observe)
+        seen.append(tape.observed(here.k.shape[1]) if call.observe else None)
+        rows = replace(rows, pending=_pending(rows.pending, here, valid, tape))
         y = rule.memory.forward(lambda name, x, at=used: x @ at[name], here.q, rows.constants)
         if block.completes is not False:
             rows = _complete(rule, block, here, rows)
             if rule.read == "after":
                 y = torch.cat([y[:, :-1], _last(rule, block, here.q, y, rows)], 1)
         outputs.append(y)
-    return torch.cat(outputs, 1), rows
+    return Result(torch.cat(outputs, 1), rows, Observed.join(seen))
 
 
-def _in_use(rule: Rule, weights: Weights) -> Weights:
+def _effective(rule: Rule, weights: Weights) -> Weights:
     return {name: rule.effective(weight) for name, weight in weights.items()}
 
 
-def _add(rule: Rule, here: Tokens, valid: Tensor | None, used: Weights, rows: Rows, watch: Watch | None) -> Rows:
-    """Add the block's gradients to the unfinished write."""
-    tape = record(rule, here.k, here.v, here.gates, used, rows.constants, surprise=watch is not None)
-    if watch is not None and tape.squared_surprise is not None:
-        watch.append((tape.loss.detach(), tape.squared_surprise.detach().sqrt()))
+def _pending(pending: Weights, here: Tokens, valid: Tensor | None, tape: Tape) -> Weights:
+    """Unfinished write after the block: the sum of gradients so far, and the block's, each times its `weight`."""
     share = here.gates["weight"] if valid is None else torch.where(valid, here.gates["weight"], 0)
-    pending = {
+    return {
         name: torch.baddbmm(total, (tape.inputs[name] * share[..., None]).mT, tape.errors[name])
-        for name, total in rows.pending.items()
+        for name, total in pending.items()
     }
-    return replace(rows, pending=pending)
 
 
 def _complete(rule: Rule, block: Block, here: Tokens, rows: Rows) -> Rows:
-    """Write, in the rows whose last token of a write is the block's last."""
+    """Write, in rows where the block's last token completes a write."""
     gates = gate_at(rule, here.gates, -1)
     weights, slots = {}, {}
     for name, weight in rows.weights.items():
@@ -79,7 +67,24 @@ def _complete(rule: Rule, block: Block, here: Tokens, rows: Rows) -> Rows:
 
 
 def _last(rule: Rule, block: Block, q: Tensor, y: Tensor, rows: Rows) -> Tensor:
-    """What the query of the block's last token reads: the write that it completes."""
-    following = _in_use(rule, rows.weights)
+    """Answer `[N, 1, V]` to the query of the block's last token, which sees the write that it completes."""
+    following = _effective(rule, rows.weights)
     last = rule.memory.forward(lambda name, x: x @ following[name], q[:, -1:], rows.constants)
     return torch.where(block.completes[:, None, None], last, y[:, -1:]) if isinstance(block.completes, Tensor) else last
+
+
+def not_a_write(rule: Rule) -> list[str]:
+    """Reasons against one gradient per `update_every` tokens."""
+    found = [] if rule.update_every > 1 else ["it writes at every token"]
+    return found + ([] if rule.point is at_weights else ["its gradient point changes from token to token"])
+
+
+def _layout(rule: Rule, place: Place, block_size: int) -> Layout:
+    return lay_out(rule.period, *place, rule.period)  # as many at once as a write has: all see the same weights
+
+
+def _why(rule: Rule) -> str:
+    return f"write: one dense gradient every {rule.update_every} tokens; its tokens run at once."
+
+
+WRITE = Form("write", not_a_write, _layout, write, _why)

@@ -10,19 +10,17 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from memkit.engine.core.block import (
-    apart,
-    is_turned,
-    kept,
-    mixed,
-    plus_product,
-    recalled,
-    weighted,
-    with_product,
-    written,
-)
-from memkit.engine.core.coefficients import Coefficients, Effect
+from memkit.engine.core.block import decay_carry
+from memkit.engine.core.coefficients import Coefficients, Effect, scale
 from memkit.engine.core.memory_state import Weights
+from memkit.engine.gradients.products import (
+    combine_parts,
+    is_transposed,
+    plus_product,
+    plus_product_,
+    read_carry,
+    split_parts,
+)
 
 
 class Asked(NamedTuple):
@@ -47,15 +45,15 @@ class Read(NamedTuple):
 
 
 def recall(effect: Effect, x: Tensor, carry: Tensor, a: Tensor, *, turned: bool) -> tuple[Tensor, Asked]:
-    """`block.recalled`, and what the gradient of a read with inputs `a` needs."""
-    y, found = recalled(effect, x, carry, turned=turned)
+    """`products.read_carry`, and what the gradient of a read with inputs `a` needs."""
+    y, found = read_carry(effect, x, carry, transposed=turned)
     return y, Asked(x.bmm(a.mT), found)
 
 
 def ask(effect: Effect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> tuple[Tensor, Asked]:
     """`block.read`, and what its gradient needs."""
-    y, asked = recall(effect, x, carry, a, turned=is_turned(carry, r.shape[-1]))
-    return with_product(y, asked.scores * effect.write, r), asked
+    y, asked = recall(effect, x, carry, a, turned=is_transposed(carry, r.shape[-1]))
+    return plus_product(y, asked.scores * effect.write, r), asked
 
 
 class Slopes:
@@ -81,7 +79,7 @@ class Slopes:
 
     def add_weight(self, name: str, a: Tensor, r: Tensor) -> None:
         """Add a^T r to the slope of the weight that gradients saw."""
-        if is_turned(self.of_carry[name], r.shape[-1]):
+        if is_transposed(self.of_carry[name], r.shape[-1]):
             a, r = r, a
         add_product(self.of_weights, name, a.mT, r)
 
@@ -93,7 +91,7 @@ def add(sums: Weights, name: str, slope: Tensor) -> None:
 
 def add_product(sums: Weights, name: str, x: Tensor, y: Tensor) -> None:
     """Add x y to a sum, which may begin here."""
-    sums[name] = plus_product(sums[name], x, y) if name in sums else x.bmm(y)
+    sums[name] = plus_product_(sums[name], x, y) if name in sums else x.bmm(y)
 
 
 def ask_back(name: str, read: Read, slope: Tensor, of_effect: Weights, of_a: Weights, of_r: Weights | None) -> Tensor:
@@ -111,7 +109,7 @@ def ask_back(name: str, read: Read, slope: Tensor, of_effect: Weights, of_a: Wei
     add(of_effect, "write", hears * asked.scores)
     hears = hears * effect.write
     add_product(of_a, name, hears.mT, x)
-    return plus_product(back, hears, a)
+    return plus_product_(back, hears, a)
 
 
 def _recall_back(read: Read, slope: Tensor, of_effect: Weights) -> Tensor:
@@ -119,30 +117,30 @@ def _recall_back(read: Read, slope: Tensor, of_effect: Weights) -> Tensor:
     n = effect.carry.shape[-1]
     if asked.found is None:
         by_part = slope.bmm(carry.mT)
-        add(of_effect, "carry", (apart(by_part, n) * x.unsqueeze(2)).sum(-1))
-        return weighted(effect.carry, by_part)
-    add(of_effect, "carry", (apart(asked.found, n) * slope.unsqueeze(2)).sum(-1))
-    return mixed(effect.carry, slope).bmm(carry)
+        add(of_effect, "carry", (split_parts(by_part, n) * x.unsqueeze(2)).sum(-1))
+        return combine_parts(effect.carry, by_part)
+    add(of_effect, "carry", (split_parts(asked.found, n) * slope.unsqueeze(2)).sum(-1))
+    return scale(effect.carry, slope).bmm(carry)
 
 
 def carry_back(name: str, read: Read, slope: Tensor, of_carry: Weights) -> None:
     """Add to the slope of a carry what reading it does, from the slope of y."""
     narrow, wide = (read.x, slope) if read.asked.found is None else (slope, read.x)
-    add_product(of_carry, name, mixed(read.effect.carry, narrow).mT, wide)
+    add_product(of_carry, name, scale(read.effect.carry, narrow).mT, wide)
 
 
 def fold_back(name: str, carry: Tensor, slope: Tensor, to: Slopes) -> None:
     """Add to `to` the slopes of what `block.fold` took, from that of what it made; the carry's begins here."""
     own, a, r = to.coefficients, to.inputs[name], to.errors[name]
     narrow, wide = to.of_inputs, to.of_errors
-    if is_turned(carry, r.shape[-1]):
+    if is_transposed(carry, r.shape[-1]):
         a, r, narrow, wide = r, a, wide, narrow
     n = own.last_carry.shape[-1]
     whole = (carry.shape[0], n, carry.shape[1] // n * carry.shape[2])
-    to.of_carry[name] = kept(own.last_carry.mT, slope)
+    to.of_carry[name] = decay_carry(own.last_carry.mT, slope)
     add(to.of_last, "carry", slope.reshape(whole).bmm(carry.reshape(whole).mT))
     slope = slope.to(a.dtype)
-    wide[name] = written(own.last_write, a).bmm(slope)
+    wide[name] = scale(own.last_write, a).bmm(slope)
     by_part = r.bmm(slope.mT)
-    add(to.of_last, "write", (apart(by_part, n) * a.unsqueeze(2)).sum(-1))
-    narrow[name] = weighted(own.last_write, by_part)
+    add(to.of_last, "write", (split_parts(by_part, n) * a.unsqueeze(2)).sum(-1))
+    narrow[name] = combine_parts(own.last_write, by_part)

@@ -8,20 +8,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.engine.core.block import is_turned
 from memkit.engine.core.coefficients import Coefficients
 from memkit.engine.core.memory_state import Weights
-from memkit.engine.forms.fused.forward import Found, Given, Kept, Run, plain
+from memkit.engine.forms.dual import Carried, run_block
+from memkit.engine.forms.fused.forward import Found, Given, Kept, Run
 from memkit.engine.gradients.adjoint import Slopes, add_product, fold_back
 from memkit.engine.gradients.pieces import Sums, Writing, arrived_at, written_again
+from memkit.engine.gradients.products import is_transposed, transposed_as, upright_carry
 from memkit.engine.gradients.reading import read_back
+from memkit.layout import Block
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors, tensors, with_tensors
 
 
 def backward(run: Run, given: Given, kept: tuple[Kept, ...], slope: Found) -> Given:
     """The slopes of what a run of blocks was given, from those of what it found."""
-    turned = {name: is_turned(x, slope.anchor[name].shape[2]) for name, x in given.carry.items() if slope.anchor}
+    turned = {name: is_transposed(x, slope.anchor[name].shape[2]) for name, x in given.carry.items() if slope.anchor}
     carry, anchor = slope.carry, _turn(slope.anchor, turned)
     # Of all blocks together, so that a sum in the precision of products would stand still before its end.
     wide = torch.promote_types(given.tokens.k.dtype, torch.float32)
@@ -126,7 +128,20 @@ def back_through(run: Run, given: Given, arriving: Iterable[Tensor]) -> list[Ten
         # Views, because what is given may depend on each other out there, as a carry on the constants of all runs.
         given = map_tensors(lambda x: x.view_as(x), given)
         wanted = [x for x in tensors(given) if x.requires_grad]
-        pairs = [(x, slope) for x, slope in zip(tensors(plain(run, given)), arriving, strict=True) if x.requires_grad]
+        made = tensors(_as_dual(run, given))
+        pairs = [(x, slope) for x, slope in zip(made, arriving, strict=True) if x.requires_grad]
         results, slopes = zip(*pairs, strict=True)
     found = iter(torch.autograd.grad(results, wanted, slopes, create_graph=again, allow_unused=True))
     return [next(found) if x.requires_grad else None for x in tensors(given)]
+
+
+def _as_dual(run: Run, given: Given) -> Found:
+    """The same blocks in the form `dual`, with their graph."""
+    shapes = run.rule.memory.shapes(given.tokens.k.shape[-1], given.tokens.v.shape[-1])
+    outs, n = {name: shape[1] for name, shape in shapes.items()}, 1 + run.rule.slots
+    outputs, carried = [], Carried(upright_carry(given.carry, outs, n), given.anchor, None)
+    for begins, (here, own) in zip(run.begins, run.blocks((given.tokens, given.own)), strict=True):
+        block = Block(0, here.k.shape[1], 0, begins, False)
+        y, carried, _ = run_block(run.rule, block, here, None, own, carried, given.constants)
+        outputs.append(y)
+    return Found(torch.stack(outputs, 1), transposed_as(carried.state, given.carry, n), carried.anchor)

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.engine.core.block import after, fold, lowered, reader, turn_back
 from memkit.engine.core.coefficients import Coefficients
 from memkit.engine.core.memory_state import Weights
-from memkit.engine.core.tape import record
+from memkit.engine.forms.dual import cast
 from memkit.engine.forms.fused.compile import Prepare, as_written
 from memkit.engine.gradients.adjoint import Asked
 from memkit.engine.gradients.pieces import write_pass
+from memkit.engine.gradients.products import fold, upright_weight
 from memkit.engine.gradients.reading import answered
 from memkit.rule import Rule, Tokens
 from memkit.state import Tree, map_tensors, merge_trees, tensors, with_tensors
@@ -82,22 +82,6 @@ def forward(run: Run, given: Given, kept: list[Kept] | None) -> Found:
     return Found(torch.stack(outputs, 1), carry, map_tensors(Tensor.contiguous, anchor))
 
 
-def plain(run: Run, given: Given) -> Found:
-    """The same blocks as the dual form has them, with their graph.
-
-    The form's own loop begins with gates and may observe, spread and read otherwise on the way; this one begins with
-    coefficients, because it is their slopes that the sweep hands on.
-    """
-    rule, outputs, carry, anchor = run.rule, [], given.carry, given.anchor
-    for begins, (here, own) in zip(run.begins, run.blocks((given.tokens, given.own)), strict=True):
-        anchor = begun(rule, begins, carry, anchor, here)
-        weights, past = lowered((anchor, carry), here.k.dtype)
-        tape = record(rule, here.k, here.v, here.gates, weights, given.constants)
-        outputs.append(rule.memory.forward(reader(own.weight, past, tape), here.q, given.constants))
-        carry = after(carry, own, tape)
-    return Found(torch.stack(outputs, 1), carry, anchor)
-
-
 def writes(given: Given) -> bool:
     """Whether gradients flow to anything that a block leaves behind, and not only to what queries read."""
     return any(x.requires_grad for x in tensors(given._replace(tokens=given.tokens._replace(q=given.tokens.k))))
@@ -108,7 +92,7 @@ def begun(rule: Rule, begins: Tensor | bool, carry: Weights, anchor: Weights, he
     if begins is False:
         return anchor
     shapes = rule.memory.shapes(here.k.shape[-1], here.v.shape[-1])
-    fresh = {name: turn_back(x, *shapes[name]) for name, x in carry.items()}
+    fresh = {name: upright_weight(x, *shapes[name]) for name, x in carry.items()}
     return merge_trees(begins, anchor, fresh) if isinstance(begins, Tensor) else fresh
 
 
@@ -124,7 +108,7 @@ def _block(
 ) -> tuple[Tensor, Weights, Kept | None]:
     """Tape, read and fold; `keep` asks for what the way back needs, which else need not outlive its use."""
     kept = Kept(carry, anchor, {}, {}, {}, {})
-    carry, anchor = lowered((carry, anchor), here.k.dtype)
+    carry, anchor = cast((carry, anchor), here.k.dtype)
 
     def back(name: str, given: Tensor, error: Tensor) -> Tensor | None:
         return torch.bmm(error, anchor[name].mT) if given.requires_grad else None

@@ -17,17 +17,33 @@ from torch import Tensor
 from memkit.autograd import graph_wanted
 from memkit.engine.core import coefficients
 from memkit.engine.core.affine import Affine, affine
-from memkit.engine.core.block import after, begin, fold, for_queries, reader, stacked, turn_back, unstacked
-from memkit.engine.core.coefficients import Coefficients, Effect, Steps, of_blocks
+from memkit.engine.core.block import for_queries, gradient_weights, unstack
+from memkit.engine.core.coefficients import Coefficients, Effect, Steps
 from memkit.engine.core.memory_state import Weights
+from memkit.engine.core.obstacles import moving_weights, online, per_key_channel
 from memkit.engine.core.rows import Rows, cut
-from memkit.engine.core.tape import Tape, Watch, observe_block, record
+from memkit.engine.core.surprise import Observed
+from memkit.engine.core.tape import Tape, record
+from memkit.engine.core.unrolled import unroll_head_blocks
+from memkit.engine.form import Call, Form, Place, Result
 from memkit.engine.forms.iterate.fixed_point import Rounds, Settling, settle
 from memkit.engine.forms.iterate.node import Given, joined
 from memkit.engine.forms.iterate.round import wiring
-from memkit.layout import Block
+from memkit.engine.gradients.products import (
+    fold,
+    fold_all,
+    outputs_of,
+    reader,
+    stack_narrow,
+    upright_parts,
+    upright_weight,
+)
+from memkit.layout import Block, Layout, lay_out, without_periods
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
+
+POINTS = 32
+"""Gradient points that iterations find together: more of them need more iterations, fewer touch the weights oftener."""
 
 
 class _Piece(NamedTuple):
@@ -43,33 +59,18 @@ class _Piece(NamedTuple):
     affine: Affine | None
 
 
-def iterate(
-    rule: Rule,
-    tokens: Tokens,
-    rows: Rows,
-    blocks: list[Block],
-    valid: Tensor | None,
-    rounds: Rounds,
-    watch: Watch | None = None,
-) -> tuple[Tensor, Rows]:
-    """Run tokens (q, k, v `[N, L, ...]`, gates `[N, L]`) from `rows`, block by block.
-
-    Blocks and `valid` `[N, L]` come from a layout whose blocks hold several mini-batches, but for a first one that
-    may start inside of one. `watch` receives (loss, surprise) `[N, .]` of every block.
-    """
-    outputs = [tokens.v[:, :0]]
-    carry, anchor = stacked(rows, turn=True), dict(rows.anchor)
+def iterate(call: Call) -> Result:
+    """Run the call in blocks of several mini-batches, of which only the first may start inside of one."""
+    rule, rows, tokens, valid = call.rule, call.rows, call.tokens, call.valid
+    outputs, seen = [tokens.v[:, :0]], []
+    carry, anchor, outs = stack_narrow(rows), dict(rows.anchor), outputs_of(rows)
     # No tokens are enough to see that every weight is used, and which makes the prediction.
     none = map_tensors(lambda x: x[:, :0], tokens)
     record(rule, none.k, none.v, none.gates, rows.weights, rows.constants)
     wired = wiring(rule, none.k, rows.weights, rows.constants)
-    lengths = [block.stop - block.start for block in blocks]
-    steps = coefficients.probe(rule, tokens, valid)
-    known = None if wired.solved is None else affine(rule, map_tensors(Tensor.detach, tokens))
-    each = [_as_seen(rule, own) for own in of_blocks(steps, lengths, point=True)]
-    queue = deque(map(_Piece, blocks, cut(tokens, lengths), steps.cut(lengths), each, _cut_up(known, lengths)))
     graph = graph_wanted((tokens, rows.weights, rows.slots, rows.constants, rows.anchor))
-    how = Settling(rule, wired, rounds, graph, watch is not None)
+    how = Settling(rule, wired, Rounds(call.run.rounds, call.run.tolerance), graph, call.observe)
+    queue = deque(_pieces(call, known=wired.solved is not None))
     # Nobody keeps a carry that is left behind, unless for gradients or as an anchor.
     spare = {} if rows.anchor or how.graph else map_tensors(torch.empty_like, carry)
     while queue:
@@ -77,7 +78,8 @@ def iterate(
         block = piece.block
         there = None if valid is None else valid[:, block.start : block.stop]
         if block.stop - block.start <= rule.mini_batch:  # one gradient point: what the dual form does
-            anchor = begin(rule, block, carry, anchor, rows, piece.tokens.gates)
+            split = upright_parts(carry, outs, 1 + rule.slots)
+            anchor = gradient_weights(rule, block, split, anchor, piece.tokens.gates)
             y, following, tape = _at_point(how, piece, anchor, carry, rows, spare)
         else:
             found = _by_rounds(how, piece, carry, rows, spare)
@@ -86,12 +88,22 @@ def iterate(
                 continue
             y, following, tape = found
             anchor = _last_points(piece.effects[1], carry, tape, there, anchor) if rows.anchor else {}
-        observe_block(watch, tape, block.stop - block.start)
+        seen.append(tape.observed(block.stop - block.start) if call.observe else None)
         outputs.append(y)
         carry, spare = following, carry if spare else {}
-    weights, slots = unstacked(carry, rows)
+    weights, slots = unstack(upright_parts(carry, outs, 1 + rule.slots))
     anchor = {name: anchor[name] for name in rows.anchor}
-    return torch.cat(outputs, 1), replace(rows, weights=weights, slots=slots, anchor=anchor)
+    after = replace(rows, weights=weights, slots=slots, anchor=anchor)
+    return Result(torch.cat(outputs, 1), after, Observed.join(seen))
+
+
+def _pieces(call: Call, *, known: bool) -> list[_Piece]:
+    """The blocks of a call; known: the errors of the output layer can be solved for."""
+    rule, tokens, lengths = call.rule, call.tokens, call.lengths
+    steps = coefficients.probe(rule, tokens, call.valid)
+    solved = affine(rule, map_tensors(Tensor.detach, tokens)) if known else None
+    each = [_as_seen(rule, own) for own in unroll_head_blocks(steps, lengths, point=True)]
+    return list(map(_Piece, call.blocks, cut(tokens, lengths), steps.cut(lengths), each, _cut_up(solved, lengths)))
 
 
 def _at_point(
@@ -122,7 +134,7 @@ def _followed(
     """What queries read, and the carry after the block, in the spare memory if there is some."""
     own, _ = piece.effects
     y = rule.memory.forward(reader(own.weight, carry, tape), piece.tokens.q, rows.constants)
-    return y, after(carry, own, tape, spare)
+    return y, fold_all(carry, own, tape, spare)
 
 
 def _as_seen(rule: Rule, own: Coefficients) -> tuple[Coefficients, Effect]:
@@ -147,7 +159,7 @@ def _last_points(seen: Effect, carry: Weights, tape: Tape, valid: Tensor | None,
     found = {}
     for name, x in carry.items():
         a, r = tape.inputs[name], tape.errors[name]
-        found[name] = turn_back(fold(last_carry, last_write, x, a, r), a.shape[-1], r.shape[-1])
+        found[name] = upright_weight(fold(last_carry, last_write, x, a, r), a.shape[-1], r.shape[-1])
         if valid is not None:
             found[name] = torch.where(valid.any(1)[:, None, None], found[name], anchor[name])
     return found
@@ -171,3 +183,29 @@ def _cut_up(known: Affine | None, lengths: list[int]) -> list[Affine | None]:
     if known is None:
         return [None] * len(lengths)
     return [Affine(*part) for part in zip(*(x.split(lengths, 1) for x in known), strict=True)]
+
+
+def not_iterable(rule: Rule) -> list[str]:
+    """Reasons against fixed-point iterations over a block."""
+    found = moving_weights(rule) + per_key_channel(rule)
+    return found + ([] if rule.sees_weights else ["its gradient does not see the weights"])
+
+
+def _layout(rule: Rule, place: Place, block_size: int) -> Layout:
+    if not rule.sees_weights:
+        return without_periods(place.mask, place.tokens, block_size)
+    return lay_out(rule.period, *place, min(block_size, POINTS * rule.mini_batch), across=True)
+
+
+def _why(rule: Rule) -> str:
+    return (
+        "iterate: exact online gradients of a deep memory, a block at once by rounds that settle; where they do not, "
+        "the block is halved, down to one token. A larger mini_batch needs no rounds, and is another rule."
+    )
+
+
+def _suits(rule: Rule) -> bool:
+    return online(rule) and not torch.compiler.is_compiling()  # compiled code cannot look whether rounds settle
+
+
+ITERATE = Form("iterate", not_iterable, _layout, iterate, _why, _suits)

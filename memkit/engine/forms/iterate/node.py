@@ -15,7 +15,6 @@ from torch import Tensor
 
 from memkit.autograd import batched, differentiable_once, outside_autocast
 from memkit.engine.core.affine import Affine
-from memkit.engine.core.block import after
 from memkit.engine.core.coefficients import Coefficients, Effect
 from memkit.engine.core.memory_state import Weights
 from memkit.engine.core.tape import Tape
@@ -24,6 +23,7 @@ from memkit.engine.forms.iterate.round import Kept, Start
 from memkit.engine.forms.iterate.round_backward import Leaves, RoundBack
 from memkit.engine.gradients.adjoint import Asked, Slopes, add, fold_back
 from memkit.engine.gradients.pieces import arrived_at
+from memkit.engine.gradients.products import fold_all
 from memkit.engine.gradients.reading import answered, read_back
 from memkit.rule import Tokens
 from memkit.state import emptied, map_tensors, tensors, with_tensors
@@ -98,7 +98,7 @@ class _Block(torch.autograd.Function):
             how.rule, given.tokens.q, given.constants, effect, given.carry, tape.inputs, tape.errors
         )
         left = _Left(settled.rounds, affine, tape.inputs, tape.errors, answers, asked)
-        found = Found(y, after(given.carry, given.own, tape), *map_tensors(_as_new, (tape.inputs, tape.errors)))
+        found = Found(y, fold_all(given.carry, given.own, tape), *map_tensors(_as_new, (tape.inputs, tape.errors)))
         ctx.how, ctx.like, ctx.like_left, ctx.like_found = how, like, *emptied((left, found))
         ctx.save_for_backward(*flat, *tensors(left))
         ctx.set_materialize_grads(False)

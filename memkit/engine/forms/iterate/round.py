@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from memkit.engine.core.affine import Affine
-from memkit.engine.core.block import is_turned
 from memkit.engine.core.coefficients import Effect
 from memkit.engine.core.memory_state import Weights
-from memkit.engine.core.tape import limited, squared_surprise
+from memkit.engine.core.surprise import limit_errors, squared_surprise
 from memkit.engine.gradients.adjoint import Asked, recall
 from memkit.engine.gradients.pieces import write_pass
+from memkit.engine.gradients.products import is_transposed
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
 
@@ -128,7 +128,7 @@ class Round:
             if name not in self.wired.behind:
                 return None
             carry, written = self.start.carry[name], error if limit is None else old.get(name)
-            a, upright = error if written is None else written, not is_turned(carry, error.shape[-1])
+            a, upright = error if written is None else written, not is_transposed(carry, error.shape[-1])
             slope, asked_back[name] = recall(seen, error, carry, a, turned=upright)
             return slope if written is None else slope.baddbmm_(asked_back[name].scores * seen.write, x.detach())
 
@@ -139,14 +139,14 @@ class Round:
         if limit is None:
             return found
         squared = squared_surprise(inputs, errors)
-        return found._replace(errors=limited(self.rule, squared, errors), squared_surprise=squared)
+        return found._replace(errors=limit_errors(self.rule, squared, errors), squared_surprise=squared)
 
     def _meets(self, name: str, x: Tensor) -> tuple[Tensor, Asked, Tensor]:
         """P (x Z), and how much x_t hears of each write; where no linear comes before, the same in every round."""
         if name in self._known:
             return self._known[name]
         seen, carry = self.start.seen, self.start.carry[name]
-        at_carry, asked = recall(seen, x, carry, x, turned=is_turned(carry, self._shapes[name][1]))
+        at_carry, asked = recall(seen, x, carry, x, turned=is_transposed(carry, self._shapes[name][1]))
         met = at_carry, asked, asked.scores * seen.write
         if name not in self.wired.behind:
             self._known[name] = met

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.core.memory_state import Weights
-from memkit.engine.core.tape import limited, squared_surprise
+from memkit.engine.core.surprise import limit_errors, squared_surprise
 from memkit.engine.forms.iterate.round import Kept, Start, Wiring
 from memkit.engine.gradients.adjoint import Read, add, ask_back, carry_back
 from memkit.engine.gradients.pieces import Sums, written_again
@@ -72,7 +72,7 @@ class RoundBack:
         a = {name: x.detach().requires_grad_() for name, x in self.writing.forward.inputs.items()}
         r = {name: x.detach().requires_grad_() for name, x in self.writing.errors.items()}
         with torch.enable_grad():
-            found = limited(self.rule, squared_surprise(a, r), r)
+            found = limit_errors(self.rule, squared_surprise(a, r), r)
         sums = Sums([*a.values(), *r.values()])
         for name, slope in of_errors.items():
             sums.pull(found[name], slope)

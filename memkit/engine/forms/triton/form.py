@@ -32,48 +32,46 @@ from torch import Tensor
 from memkit.autograd import differentiable_once, outside_autocast
 from memkit.engine.core import coefficients
 from memkit.engine.core.affine import affine
-from memkit.engine.core.block import begin, read, stacked
+from memkit.engine.core.block import for_queries, gradient_weights, read
 from memkit.engine.core.coefficients import Coefficients, Effect
+from memkit.engine.core.obstacles import moving_weights
 from memkit.engine.core.rows import Rows, cut
-from memkit.engine.core.tape import Watch
+from memkit.engine.form import Call, Form, Place, Result
 from memkit.engine.forms.dual import dual
-from memkit.layout import Block
-from memkit.rule import Rule, Tokens
+from memkit.layout import Block, Layout, lay_out, without_periods
+from memkit.parts.memory import MLPMemory
+from memkit.rule import Rule, Tokens, at_weights
 from memkit.state import map_tensors
 
 GROUP = 32
 """Blocks of one launch: their states, 256 KiB a row at the shape above, are in memory together."""
 WIDTHS = (16, 32, 64)
 """Of keys and values that the kernel takes."""
+MINI_BATCHES = (16, 32, 64)
+"""Tokens of a mini-batch that the kernel takes."""
 SLICE = 16
 """Hidden units that the kernels take at once, a divisor of all `WIDTHS`; more of them spill registers."""
 COMPILED = {"num_warps": 4, "num_stages": 1}
 """How the kernels are compiled: loads are not moved ahead across a program's own stores."""
 
 
-def triton_dual(
-    rule: Rule,
-    tokens: Tokens,
-    rows: Rows,
-    blocks: list[Block],
-    valid: Tensor | None,
-    watch: Watch | None = None,
-) -> tuple[Tensor, Rows]:
-    """Run tokens (q, k, v `[N, L, ...]`, gates `[N, L]`) from `rows`, as `dual` does; blocks end where mini-batches do.
+def triton_dual(call: Call) -> Result:
+    """Run the call as `dual` does, in blocks that end where mini-batches do.
 
-    With a `watch` it is `dual`, whose tape has the losses. Raises `ValueError` where the kernels cannot run:
-    without triton, on a CPU without its interpreter, for widths that are not equal or none of `WIDTHS`.
+    Where losses are observed it is `dual`. Raises `ValueError` where the kernels cannot run: without triton, on a CPU
+    without its interpreter, for widths that are not equal or none of `WIDTHS`.
     """
+    rule, tokens, rows, blocks = call.rule, call.tokens, call.rows, call.blocks
     _check(tokens, rows)
-    if watch is not None or not blocks or not tokens.k.shape[0]:
-        return dual(rule, tokens, rows, blocks, valid, watch)
+    if call.observe or not blocks or not tokens.k.shape[0]:
+        return dual(call)
     groups = [blocks[i : i + GROUP] for i in range(0, len(blocks), GROUP)]
     outputs = []
     for group, here in zip(groups, cut(tokens, [g[-1].stop - g[0].start for g in groups]), strict=True):
-        there = None if valid is None else valid[:, group[0].start : group[-1].stop]
+        there = None if call.valid is None else call.valid[:, group[0].start : group[-1].stop]
         y, rows = _group(rule, here, rows, group, there)
         outputs.append(y)
-    return torch.cat(outputs, 1), rows
+    return Result(torch.cat(outputs, 1), rows)
 
 
 def kernels() -> Any:
@@ -117,7 +115,8 @@ def _padded(size: int, tokens: Tokens, blocks: list[Block], valid: Tensor | None
 def _group(rule: Rule, tokens: Tokens, rows: Rows, blocks: list[Block], valid: Tensor | None) -> tuple[Tensor, Rows]:
     """Blocks of one launch."""
     length = tokens.k.shape[1]
-    anchor = begin(rule, blocks[0], stacked(rows), dict(rows.anchor), rows, tokens.gates)
+    split = {name: (weight, *rows.slots[name]) for name, weight in rows.weights.items()}
+    anchor = gradient_weights(rule, blocks[0], split, dict(rows.anchor), tokens.gates)
     count = len(blocks)
     tokens, valid, front = _padded(rule.mini_batch, tokens, blocks, valid)
     own = coefficients.unroll(coefficients.probe(rule, tokens, valid).blocks(count, rule.mini_batch))
@@ -157,7 +156,7 @@ def _chain(rule: Rule, tokens: Tokens, rows: Rows, anchor: dict[str, Tensor], ow
 def _read(rule: Rule, tokens: Tokens, own: Coefficients, chain: Chain, count: int) -> Tensor:
     """What all queries read, `[N, blocks * L, V]`: `dual`'s reading, with blocks as rows."""
     effect = Effect(*(x.transpose(0, 1).flatten(0, 1) for x in own.weight))
-    seen = effect if rule.read == "after" else coefficients.before(effect)
+    seen = for_queries(rule, effect)
     first, second = chain.before.flatten(0, 1).split(2, 1)
     carry = {"w1": first.flatten(1, 2), "w2": second.mT.flatten(1, 2)}
     k, a, g, e = (x.flatten(0, 1) for x in (chain.k, chain.a, chain.g, chain.e))
@@ -252,3 +251,32 @@ def _precision(dtype: torch.dtype) -> str:
     if dtype == torch.float64:
         return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def not_for_the_kernel(rule: Rule) -> list[str]:
+    """Reasons against the kernel, for tokens of any width."""
+    found = moving_weights(rule)
+    memory = rule.memory
+    plain = isinstance(memory, MLPMemory) and memory.depth == 2 and memory.activation == "silu" and not memory.residual
+    if not plain:
+        found.append("its memory is not an MLP of depth 2 with silu")
+    if not (rule.objective.quadratic or rule.objective.linear):
+        found.append(f"the gradient of its objective {rule.objective.name!r} is not linear in the prediction")
+    if rule.point is not at_weights:
+        found.append("its gradient point is not the weights themselves")
+    if rule.slots != 1:
+        found.append(f"it keeps {rule.slots} numbers beside each weight, and the kernel one, the momentum")
+    if rule.mini_batch not in MINI_BATCHES:
+        found.append(f"its mini_batch is {rule.mini_batch}, and the kernel's blocks have 16, 32 or 64 tokens")
+    if rule.surprise_limit is not None:
+        found.append("its surprise_limit is not linear")
+    return found
+
+
+def _layout(rule: Rule, place: Place, block_size: int) -> Layout:
+    if not rule.sees_weights:
+        return without_periods(place.mask, place.tokens, block_size)
+    return lay_out(rule.period, *place, rule.mini_batch)  # blocks of one size: whole mini-batches
+
+
+TRITON = Form("triton", not_for_the_kernel, _layout, triton_dual, suits=lambda rule: False)
