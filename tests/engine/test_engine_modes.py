@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -171,24 +170,31 @@ def test_it_compiles_as_one_graph() -> None:
     near([a for a, _ in pairs], [b for _, b in pairs], ROUNDING)
 
 
-def test_no_gradient_wanted_no_graph_kept() -> None:
-    """Where nothing requires a gradient, the tape is plain numbers, and the second derivative is never recorded."""
-    asked = []
+@pytest.fixture
+def graphs_wanted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For every gradient that is taken: whether it is to be differentiated again."""
+    wanted: list[bool] = []
     grad = torch.autograd.grad
 
     def spy(*arguments: Any, create_graph: bool = False, **options: Any) -> Any:
-        asked.append(create_graph)
+        wanted.append(create_graph)
         return grad(*arguments, create_graph=create_graph, **options)
 
-    case = Case(titans(surprise_limit=10.0))  # a rule that is not swept
-    with patch.object(torch.autograd, "grad", spy):
-        case.memorize()
-        case.q.requires_grad_()  # only reads are trained: what was written does not depend on q
-        case.memorize()
-        assert asked == [False] * 6
-        case.v.requires_grad_()
-        case.memorize()
-    assert asked[6:] == [True] * 3
+    monkeypatch.setattr(torch.autograd, "grad", spy)
+    return wanted
+
+
+def test_no_gradient_wanted_no_graph_kept(graphs_wanted: list[bool]) -> None:
+    """Where nothing requires a gradient, the tape is plain numbers, and the second derivative is never recorded."""
+    case = Case(titans(surprise_limit=10.0))  # a rule of the dual form
+    case.memorize()
+    case.q.requires_grad_()  # only reads are trained: what was written does not depend on q
+    case.memorize()
+    assert graphs_wanted and not any(graphs_wanted)
+    graphs_wanted.clear()
+    case.v.requires_grad_()
+    case.memorize()
+    assert graphs_wanted and all(graphs_wanted)
 
 
 @pytest.mark.parametrize("rule", [titans(), titans(mini_batch=1), titans(depth=1, mini_batch=1)])
@@ -218,17 +224,9 @@ def test_training_leaves_nothing_behind(rule: Rule, activation: str, monkeypatch
     assert left[1] == left[2]
 
 
-def test_a_sweep_forward_records_no_second_derivative() -> None:
-    asked = []
-    grad = torch.autograd.grad
-
-    def spy(*arguments: Any, create_graph: bool = False, **options: Any) -> Any:
-        asked.append(create_graph)
-        return grad(*arguments, create_graph=create_graph, **options)
-
+def test_a_fused_forward_pass_records_no_second_derivative(graphs_wanted: list[bool]) -> None:
     case = Case()
     leaves = case.leaves()
-    with patch.object(torch.autograd, "grad", spy):
-        result = score(*case.memorize())
-    assert asked and not any(asked)
+    result = score(*case.memorize())
+    assert graphs_wanted and not any(graphs_wanted)
     assert all(x is not None for x in torch.autograd.grad(result, leaves))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +14,10 @@ from torch.utils.checkpoint import checkpoint
 import memkit
 from compare import FLOAT32, everything, near
 from memkit import Rule
-from memkit.engine.forms import dual
 from memkit.engine.recompute import in_groups
 from memkit.state import tensors
 from small_memory import TOKENS, Case, score, titans
+from work import Made
 
 RULES = {
     "mlp": titans(),
@@ -48,27 +47,18 @@ def test_no_tokens() -> None:
     near(state.weights, case.state.weights)
 
 
-def test_nothing_but_the_cuts_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[weakref.ref[Tensor]] = []
-    record = dual.record
-
-    def watched(*args: Any, **options: Any) -> Any:
-        found = record(*args, **options)
-        made.extend(weakref.ref(x) for x in found.errors.values())
-        return found
-
-    monkeypatch.setattr(dual, "record", watched)
-    left = []
-    for recompute in (None, 4):
-        made.clear()
-        case = Case(RULES["limited"])  # its tapes are autograd's
+@pytest.mark.parametrize("name", ["mlp", "limited", "deep online", "matrix online"])
+def test_nothing_but_the_cuts_is_kept(name: str) -> None:
+    kept, tokens, group = [], 48, 16
+    for recompute in (None, group):
+        case = Case(RULES[name], tokens=tokens)
         case.leaves()
-        result = case.memorize(recompute=recompute)
+        with Made() as made:
+            y, state = case.memorize(recompute=recompute)
         gc.collect()
-        left.append(sum(x() is not None for x in made))
-        assert made
-        del result
-    assert left[0] > 0 and left[1] == 0
+        kept.append(made.bytes_in_use)
+        assert y.requires_grad
+    assert kept[1] <= y.nbytes + tokens // group * state.bytes < kept[0]
 
 
 def layer_outcome(recompute: int | None, dtype: torch.dtype, **options: Any) -> list[Tensor]:
@@ -118,7 +108,8 @@ def test_autocast_rounds_no_gradient_of_the_memory(name: str) -> None:
             y, _ = case.memorize(recompute=recompute)
         y.square().sum().backward()
         found.append([x.grad for x in leaves if x.grad is not None])
-    near(*found, FLOAT32)
+    for a, b in zip(*found, strict=True):  # gradients of 11 writes in a row: their relative error is larger
+        torch.testing.assert_close(a, b, rtol=10 * FLOAT32, atol=FLOAT32)
 
 
 def test_a_layer_keeps_its_inputs_and_states_alone() -> None:

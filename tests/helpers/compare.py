@@ -46,7 +46,8 @@ FLOAT32_FEW = 1e-6
 BFLOAT16 = 2e-2
 """Two ways to compute in bfloat16, whose numbers have 8 bits (4e-3)."""
 
-LARGEST, SMALLEST = 1e3, 1e-3
+SMALLEST, LARGEST = 1e-3, 1e4
+"""Largest numbers of a reference that says something: none near rounding, none run away."""
 
 
 def near(actual: Any, reference: Any, tolerance: float = VALUES, equal_nan: bool = False) -> None:
