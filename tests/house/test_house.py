@@ -108,6 +108,18 @@ def reached(module: str, uses: dict[str, set[str]]) -> set[str]:
     return found
 
 
+def imports_of_tests(house: Path) -> list[str]:
+    """Imports of test files, and of conftest.py, by others: common parts belong into tests/helpers."""
+    files = list(sources(house, "tests"))
+    tests = {path.stem for path in files if path.name.startswith("test_")} | {"conftest"}
+    return [
+        f"{path.relative_to(house)}:{line}: {name}"
+        for path in files
+        for line, name in imports(house, path)
+        if tests & set(name.split("."))
+    ]
+
+
 def past_the_face(house: Path) -> dict[str, list[str]]:
     """By module outside of the engine: all that it imports from files behind `memkit/engine/__init__.py`."""
     face, found = names_in_all(house / "memkit/engine/__init__.py"), {}
@@ -217,6 +229,29 @@ def test_a_circle_is_seen(tmp_path: Path) -> None:
         (tmp_path / f"ablations/{name}.py").write_text(text)
     found = [["ablations.a", "ablations.b", "ablations.c"], ["ablations.room.e", "ablations.room.f"]]
     assert circles(tmp_path, "ablations") == found
+
+
+def test_no_test_file_imports_another() -> None:
+    assert imports_of_tests(HOUSE) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from test_b import everything",
+        "import test_b",
+        "def f():\n    from tests.laws.test_b import everything",
+        "from tests.laws import test_b",
+        "from conftest import packages",
+        "from helpers_of_tests import everything",
+    ],
+)
+@pytest.mark.parametrize("file", ["laws/test_a.py", "helpers/a.py"])
+def test_a_test_file_that_imports_another_is_seen(file: str, line: str, tmp_path: Path) -> None:
+    for name, text in {"laws/test_b.py": "", file: line}.items():
+        (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tests" / name).write_text(text)
+    assert bool(imports_of_tests(tmp_path)) == ("helpers_of_tests" not in line)
 
 
 def test_others_import_from_the_engines_face() -> None:
