@@ -12,8 +12,8 @@ from memkit.autograd import _plain_mode as plain_mode
 from memkit.documents import pieces
 from memkit.engine import plan
 from memkit.engine.batching import in_micro_batches
-from memkit.engine.core.memory_state import MemoryState
-from memkit.engine.core.rows import cut, from_rows, merge_heads, per_row, split_heads, to_rows
+from memkit.engine.core.memory_state import MemoryState, from_rows, to_rows
+from memkit.engine.core.rows import cut, merge_heads, per_row, split_heads
 from memkit.engine.core.surprise import Observed
 from memkit.engine.form import Call, Form, Place
 from memkit.engine.inputs import Inputs, at_queries, check, filled_in, gather, read

@@ -1,4 +1,4 @@
-"""The list of forms: which one a rule takes, and why not a faster one.
+"""The list of forms: the one for a rule, and why not a faster one.
 
 A form is entered here in one line, fastest first: `auto` takes the first without obstacles that suits the rule.
 """
@@ -37,7 +37,7 @@ def fastest(rule: Rule) -> Form:
 
 
 def exact_forms(rule: Rule) -> list[str]:
-    """Names of the forms that fit a rule and run on every machine, for tokens of any width."""
+    """Names of all forms for a rule on every machine, for tokens of any width."""
     return [form.name for form in FORMS if form is not TRITON and not form.obstacles(rule)]
 
 
@@ -47,9 +47,9 @@ def of_one_token(rule: Rule) -> Form:
 
 
 def choose(rule: Rule, name: str, tokens: int, *, stacklevel: int = 4) -> Form:
-    """The form that will run; `ValueError` for one that is not exact for this rule.
+    """The form to run; `ValueError` for one not exact for this rule.
 
-    Warns once per rule of a long call whose tokens run one by one; stacklevel: frames from here to the caller's code.
+    Warns once per rule of a long call with tokens one by one; stacklevel: frames from here to the caller's code.
     """
     if name != "auto":
         found = BY_NAME[name].obstacles(rule)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from memkit.autograd import _ordinary, _plain_mode
 from memkit.engine import inputs
-from memkit.engine.core.memory_state import MemoryState
-from memkit.engine.core.rows import merge_heads, per_row, split_heads, to_rows
+from memkit.engine.core.memory_state import MemoryState, to_rows
+from memkit.engine.core.rows import merge_heads, per_row, split_heads
 from memkit.rule import Rule, Tokens, as_given, identity
 
 

@@ -11,7 +11,7 @@ import torch
 import memkit
 from compare import near
 from memkit.engine import batching as few_rows
-from memkit.engine.core.rows import to_rows
+from memkit.engine.core.memory_state import to_rows
 from memkit.engine.forms.iterate.round import wiring
 from memkit.rule import Rule
 from memkit.state import map_tensors, tensors

@@ -17,9 +17,11 @@ from typing import Any
 from broken_engines import ENGINES, OTHERS
 from broken_mixers import MIXERS, model
 from broken_rules import HONEST, RULES
+from literal_laws import LITERAL_LAWS, literal_subject
 from memkit.testing import MIXER_LAWS, MODEL_LAWS, RULE_LAWS, RuleProblem
 from memkit.testing.examples import read_line
 from memkit.testing.subjects import Subject, rule_subject, sequence_subject
+from other_mixers import OTHER_MIXERS
 
 STORED = Path(__file__).parents[1] / "data" / "faults.json"
 
@@ -28,7 +30,10 @@ LAWS = {
     "rule": RULE_LAWS,
     "mixer": MIXER_LAWS,
     "model": {name: law for name, law in MODEL_LAWS.items() if name not in MIXER_LAWS},
+    "reference": LITERAL_LAWS,
 }
+# Departures from a paper are tried on the laws of mixers too, besides their own reference.
+TRIED = {**LAWS, "reference": LITERAL_LAWS | MIXER_LAWS}
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,10 @@ def _faults() -> list[Fault]:
     for name, (law, pair) in MIXERS.items():
         found.append(Fault("mixer", name, law, *(partial(sequence_subject, made, "mixer") for made in pair)))
     pair = (partial(sequence_subject, partial(model, forgetful), "model") for forgetful in (True, False))
-    return [*found, Fault("model", "generator without a past", "generate is recomputation", *pair)]
+    found.append(Fault("model", "generator without a past", "generate is recomputation", *pair))
+    for name, (law, pair) in OTHER_MIXERS.items():
+        found.append(Fault("reference", name, law, *(partial(literal_subject, law, made) for made in pair)))
+    return found
 
 
 FAULTS = _faults()

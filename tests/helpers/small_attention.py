@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+import literal_attention
 from memkit.mixers.attention import Attention, FullAttention, SlidingWindowAttention
 
 DIM, HEADS = 12, 2
@@ -27,32 +26,10 @@ def draw(*shape: int, seed: int = 1) -> Tensor:
 
 
 def reference(m: Attention, x: Tensor, prefix: Tensor | None = None) -> Tensor:
-    """One row of valid tokens x [T, D], one query at a time; positions turn complex pairs of channels."""
-    heads, width = m.heads, m.dim // m.heads
-    prefix = x[:0] if prefix is None else prefix
-
-    def split(tokens: Tensor, weight: Tensor) -> Tensor:
-        return (tokens @ weight.T).reshape(len(tokens), heads, width)
-
-    def rotate(y: Tensor) -> Tensor:
-        half = width // 2
-        turned = []
-        for t in range(len(y)):
-            angle = torch.tensor([t * 10000.0 ** (-i / half) for i in range(half)], dtype=torch.float64)
-            pairs = torch.complex(y[t, :, :half], y[t, :, half:]) * torch.exp(1j * angle)
-            turned.append(torch.cat([pairs.real, pairs.imag], -1))
-        return torch.stack(turned) if turned else y
-
-    to_k, to_v = m.to_kv.weight.chunk(2)
-    q, k, v = rotate(split(x, m.to_q.weight)), rotate(split(x, to_k)), split(x, to_v)
-    prefix_k, prefix_v = split(prefix, to_k), split(prefix, to_v)
-    outputs = []
-    for t in range(len(x)):
-        start = 0 if m.window is None else max(0, t + 1 - m.window)
-        keys, values = torch.cat([prefix_k, k[start : t + 1]]), torch.cat([prefix_v, v[start : t + 1]])
-        weights = torch.exp((q[t] * keys).sum(-1) / math.sqrt(width))  # [slots, H]
-        outputs.append(((weights[..., None] * values).sum(0) / weights.sum(0)[:, None]).flatten())
-    return torch.stack(outputs) @ m.to_out.weight.T if outputs else x
+    """y of one row of valid tokens x `[T, D]`, behind a prefix `[P, D]`, by plain loops."""
+    row = literal_attention.Attention(m, m.window)
+    row.begin(x[:0] if prefix is None else prefix)
+    return torch.stack([row.token(token) for token in x]) if len(x) else x
 
 
 def gradients(y: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from memkit.engine.forms.fused import compile as compiled
-
-PAGE = Path(__file__).parents[2] / "docs" / "using.md"
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+from pages import PAGES, blocks
 
 
 def test_the_page_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,10 +19,10 @@ def test_the_page_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "compile", without_a_compiler)
     compiled.compiler_of.cache_clear()
-    blocks = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
-    assert len(blocks) == 8
+    program = blocks(PAGES / "using.md", "python")
+    assert len(program) == 8
     names: dict[str, Any] = {"__name__": "using"}
     with torch._dynamo.config.patch(trace_autograd_ops=False):  # which the page switches on
-        for block in blocks:
+        for block in program:
             exec(compile(block, "using.md", "exec"), names)
         torch._dynamo.reset()

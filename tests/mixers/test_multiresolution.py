@@ -1,8 +1,7 @@
-"""Banks of memories and TNT against plain loops over tokens, written from the papers' equations."""
+"""Banks of memories and TNT: shards in parallel, restarts and rests, options. Their equations: test_literal_levels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,20 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import literal_memory as literal
 import memkit
 from compare import FLOAT32_FEW, GRADIENTS, near
-from literal_memory import Head
 from memkit.mixers import shards
 from memkit.mixers.local_memory import LocalMemory
-from memkit.state import map_tensors, tensors
+from memkit.state import map_tensors
 
 DIM, HEADS, TOKENS = 8, 2, 11
 MATRIX = {"name": "titans", "depth": 1, "mini_batch": 3}
-DEEP = {"name": "titans", "expansion": 2, "mini_batch": 3}
-
-Reference = Callable[[Any, Tensor], tuple[Tensor, list[Tensor]]]
-"""A mixer and one row x `[T, D]` -> y `[T, D]` and what its memories hold at the end, head by head."""
 
 
 def made(name: str, **options: Any) -> Any:
@@ -38,115 +31,6 @@ def made(name: str, **options: Any) -> Any:
 
 def inputs(batch: int = 2, length: int = TOKENS) -> Tensor:
     return torch.randn(batch, length, DIM, generator=torch.Generator().manual_seed(1), dtype=torch.double)
-
-
-def write_every(layer: Any, every: int, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """A memory that rests between its writes of `every` tokens (Nested Learning eq. 71; TNT eq. 5)."""
-    heads, held = [], []
-    for h in range(HEADS):
-        head, outputs = Head.initial(layer, h), []
-        summed = [torch.zeros_like(weight) for weight in head.weights]
-        for t, (q, k, v, gates) in enumerate(literal.tokens(layer, x, h)):
-            before = head.weights
-            grads = literal.gradient(head.weights, k, v)
-            summed = [s + gates.get("weight", 1) * g for s, g in zip(summed, grads, strict=True)]
-            if (t + 1) % every == 0:
-                head.step(summed, gates)
-                summed = [torch.zeros_like(weight) for weight in head.weights]
-            outputs.append(literal.read(before if layer.rule.read == "before" else head.weights, q))
-        heads.append(torch.stack(outputs))
-        held += [*head.weights, *head.momenta, *summed] if every > 1 else [*head.weights, *head.momenta]
-    return literal.read_out(layer, x, heads), held
-
-
-def restart_every(local: Any, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """A memory that begins anew every shard, asked in terms of the keys it saw (TNT eq. 3, 6, 7)."""
-    layer, heads, held = local.memory, [], []
-    chunk = layer.rule.mini_batch
-    for h in range(HEADS):
-        head, outputs = Head.initial(layer, h), []
-        start, seen = head.weights, torch.zeros(layer.width, layer.width, dtype=x.dtype)
-        for t, (q, k, v, gates) in enumerate(literal.tokens(layer, x, h)):
-            if t % local.shard == 0:
-                head = Head.initial(layer, h)
-            if t % local.shard % chunk == 0:
-                start = head.weights
-            if t % (chunk if local.span == "chunk" else local.shard) == 0:
-                seen = torch.zeros_like(seen)
-            seen = seen + torch.outer(k, k)
-            head.step(literal.gradient(start, k, v), gates)
-            outputs.append(literal.read(head.weights, q if local.span == "none" else seen @ q))
-        if len(x) % local.shard == 0:
-            head, seen = Head.initial(layer, h), torch.zeros_like(seen)
-        heads.append(torch.stack(outputs))
-        held += [*head.weights, *head.momenta, *([] if local.span == "none" else [seen])]
-    return literal.read_out(layer, x, heads), held
-
-
-def bank(mixer: Any, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    y, held = torch.zeros_like(x), []
-    for weights, layer in zip(mixer.weights, mixer.memories, strict=True):
-        part, states = write_every(layer, layer.rule.update_every, x)
-        y, held = y + weights * part, held + states
-    return y, held
-
-
-def tnt(mixer: Any, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    y, held = write_every(mixer.whole, mixer.whole.rule.update_every, x)
-    for local in mixer.parts:
-        part, states = restart_every(local, x)
-        y, held = y + part, held + states
-    return y, held
-
-
-def what_is_held(state: Any, row: int) -> list[Tensor]:
-    """Weights, momenta, unfinished writes and spans of every memory of a mixer's state, as the loops list them."""
-    parts = state.memories if hasattr(state, "memories") else [state.whole, *state.parts]
-    found = []
-    for part in parts:
-        memory = part.memory
-        span = getattr(part, "span", None)
-        for h in range(HEADS):
-            trees = [memory.weights, memory.slots, memory.pending, {} if span is None else span.weights]
-            found += [x[row, h] for x in tensors(tuple(trees))]
-    return found
-
-
-CASES: dict[str, tuple[str, dict[str, Any], Reference]] = {
-    "bank": ("bank", {"rule": MATRIX, "levels": [1, 4, 2]}, bank),
-    "bank of deep memories": ("bank", {"rule": [MATRIX, DEEP], "levels": [1, 3]}, bank),
-    "tnt": ("tnt", {"rule": MATRIX, "chunk": 4, "shards": [5, 7]}, tnt),
-    "tnt of deep memories": ("tnt", {"rule": DEEP, "local": DEEP, "chunk": 3, "shards": [4]}, tnt),
-    "tnt by chunks": ("tnt", {"rule": MATRIX, "chunk": 4, "shards": [6], "span": "chunk"}, tnt),
-    "tnt without projection": (
-        "tnt",
-        {"rule": MATRIX, "local": [DEEP], "chunk": 2, "shards": [11], "span": "none"},
-        tnt,
-    ),
-    "tnt token by token": (
-        "tnt",
-        {"rule": MATRIX, "local": {**MATRIX, "mini_batch": 1}, "chunk": 1, "shards": [5]},
-        tnt,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_a_mixer_is_its_equations(name: str) -> None:
-    mixer_name, options, reference = CASES[name]
-    mixer, x = made(mixer_name, **options), inputs().requires_grad_()
-    y, state = mixer(x)
-    rows = [reference(mixer, row) for row in x]
-    pairs = [(y, torch.stack([row[0] for row in rows]))]
-    for b, (_, held) in enumerate(rows):
-        pairs += list(zip(what_is_held(state, b), held, strict=True))
-    near([actual for actual, _ in pairs], [wanted for _, wanted in pairs])
-    leaves = [x, *mixer.parameters()]
-    scores = [
-        torch.stack([(side * side.detach().cos()).sum() for side in sides]).sum() for sides in zip(*pairs, strict=True)
-    ]
-    found, known = (torch.autograd.grad(score, leaves) for score in scores)
-    near(found, known, GRADIENTS)
 
 
 def test_all_shards_run_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

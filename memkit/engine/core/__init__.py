@@ -1,7 +1,8 @@
-"""The heart: how a rule becomes blocks of matrix products. Read in this order.
+"""The heart: from a rule to blocks of matrix products. Read in this order.
 
-`rows`: a state as flat rows. `tape`: the gradients of a block's writes, never formed. `coefficients`: what the
-update does, learnt by probing it with units. `block`: reading and folding through coefficients.
-Beside the heart: `window` (the Omega rule), `channels` (gates per key channel), `affine` (errors to solve for),
-`obstacles` (what keeps a rule from being unrolled), `memory_state` (the public state).
+`rows`: a state with batch and heads as one axis. `tape`: the gradients of a block's writes, never formed.
+`coefficients`: the update, unrolled by probing it with units. `block`: reading and folding through coefficients.
+Beside the heart: `doubling` and `unrolled` (coefficients, faster), `surprise` (gradient norms), `memory_checks`,
+`window` (the Omega rule), `channels` (gates per key channel), `affine` (errors to solve for), `obstacles` (reasons
+against unrolling a rule), `memory_state` (the public state).
 """

@@ -1,4 +1,4 @@
-"""Errors that are affine in the prediction: what can be solved for."""
+"""Errors that are affine in the prediction, as those of every squared error: a block can be solved for them."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from memkit.rule import Rule, Tokens
 
 
 class Affine(NamedTuple):
-    """Errors that are affine in the prediction: those at 0, `[N, L, V]`, and how they grow with it, `[N, L, 1]`."""
+    """error = slope * prediction + at_zero: at_zero `[N, L, V]`, slope `[N, L, 1]`."""
 
     at_zero: Tensor
     slope: Tensor
 
     def solved(self, hears: Tensor, at_carry: Tensor) -> Tensor:
-        """Errors of tokens that hear `at_carry` of the carry, and `hears` `[N, L, L]` of each other's writes."""
+        """Errors `[N, L, V]`; at_carry: predictions from the carry alone; hears `[N, L, L]`: scores of other writes."""
         side = torch.addcmul(self.at_zero, self.slope, at_carry)
         # Strictly lower; the diagonal of 1 is implied.
         return torch.linalg.solve_triangular(-self.slope * hears, side, upper=False, unitriangular=True)
 
     def solved_back(self, hears: Tensor, slope: Tensor) -> Tensor:
-        """From the slope of what was solved for, that of the same errors at a given prediction."""
+        """VJP of `solved` in its right-hand side: from the gradient of the solution."""
         return torch.linalg.solve_triangular((-self.slope * hears).mT, slope, upper=True, unitriangular=True)
 
 
 def affine(rule: Rule, here: Tokens) -> Affine:
-    """The errors of tokens as a function of what the memory says."""
+    """Errors of tokens as a function of the memory's prediction."""
     graph = graph_wanted((here.v, here.gates))
     with unhooked(), torch.enable_grad():
         found = []
         for value in (0.0, 1.0):
             prediction = torch.full_like(here.v, value)
             if torch.compiler.is_compiling() and here.v.requires_grad:
-                # It returns nothing that requires_grad_() was called on.
+                # A compiled graph returns no tensor after requires_grad_().
                 prediction = prediction + 0 * here.v
             else:
                 prediction.requires_grad_()

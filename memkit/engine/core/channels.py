@@ -1,12 +1,13 @@
-"""Coefficients of gates per key channel, which are never written out: writes and tokens meet halfway.
+"""Coefficients for gates per key channel. They are never written out: products are cut between write and token.
 
-With a number for every key channel the effect of write s on token t is L x L numbers a channel. But what x_t hears
-of write s needs only their sum over channels, and the effect is a product that can be cut anywhere between the two:
+With a number for every key channel, the effects of a block's writes on its tokens are L x L numbers per channel. But
+the score of x_t and write s is their sum over channels, and each effect is a product, to be cut anywhere between s
+and t:
 
     sum_k x_tk C_k[t, s] a_sk = sum_k (x_tk A_t ... A_{m+1})_k (A_m ... A_{s+1} b_s a_sk)_k        s <= m < t
 
-So, with m the middle of the smallest span of 2, 4, 8, ... tokens that holds both, all pairs that meet in m are one
-product of two matrices. Both factors are products of the update's own numbers: nothing is divided by a product of
+So, with m the middle of the smallest span of 2, 4, 8, ... tokens around both, all pairs with one m are one product of
+two matrices. Both factors are products of the update's own numbers: nothing is divided by a product of
 gates, and gates of exactly 0 and 1 are legal.
 
 Small matrices lie in front, `[n, n, N, ...]`, n = 1 + slots, and channels last.
@@ -28,7 +29,7 @@ from memkit.state import map_tensors, tensors
 
 
 class Halves(NamedTuple):
-    """Spans that are joined, right and left of their middles, `[..., N, spans, half, K]`.
+    """Spans to be joined, right and left of their middles, `[..., N, spans, half, K]`.
 
     ahead `[n, n, ...]`: from the middle to after each token on the right. behind `[n, 1, ...]`: from each write on
     the left to the middle.
@@ -53,9 +54,9 @@ class Spans(NamedTuple):
 
 
 class ChannelEffect(NamedTuple):
-    """What some numbers owe to what came before them, one number a token and key channel.
+    """How a number depends on the block's past, per token and key channel; methods as those of `Effect`.
 
-    observe `[1, n, N, L, K]`: how it is read off (weight, slots); None is the weight itself. before: off those
+    observe `[1, n, N, L, K]`: the number as a sum over (weight, slots); None for the weight itself. before: over those
     before the token's write, not after it.
     """
 
@@ -64,7 +65,7 @@ class ChannelEffect(NamedTuple):
     before: bool = False
 
     def scale_input(self, x: Tensor) -> Tensor:
-        """x `[N, L, K]` as it meets the carry, `[N, L, n * K]`."""
+        """x `[N, L, K]` times P, to be multiplied with a carry: `[N, L, n * K]`."""
         seen, carry = self._observed(x), self.spans.carry[..., : self.spans.tokens, :]
         if self.before:
             met = torch.cat([seen[..., :1, :], _times(seen[..., 1:, :], carry[..., :-1, :])], -2)
@@ -73,7 +74,7 @@ class ChannelEffect(NamedTuple):
         return torch.cat(met[0].unbind(0), -1)
 
     def scores(self, x: Tensor, a: Tensor) -> Tensor:
-        """How much x_t `[N, L, K]` hears of the write of a_s `[N, L, K]`, `[N, L, L]`."""
+        """Weight of write s in the answer to x_t, `[N, L, L]`; x, a `[N, L, K]`."""
         spans, seen = self.spans, self._observed(x)
         if self.before:
             seen = seen[..., 1:, :]
@@ -92,7 +93,7 @@ class ChannelEffect(NamedTuple):
         return self._replace(before=True)
 
     def _observed(self, x: Tensor) -> Tensor:
-        """The row that reads x times its number off (weight, slots), `[1, n, N, L, K]`."""
+        """x times `observe`, `[1, n, N, L, K]`."""
         if self.observe is not None:
             return x * self.observe
         slots = len(self.spans.own) - 1
@@ -100,7 +101,7 @@ class ChannelEffect(NamedTuple):
 
 
 class ChannelCoefficients(NamedTuple):
-    """What a block does, as `Coefficients`; last_carry `[N, K, n, n]`, last_write `[N, K, L, n]`."""
+    """Fields as those of `Coefficients`; last_carry `[N, K, n, n]`, last_write `[N, K, L, n]`."""
 
     weight: ChannelEffect
     point: ChannelEffect | None
@@ -108,7 +109,7 @@ class ChannelCoefficients(NamedTuple):
     last_write: Tensor
 
     def apart(self, count: int) -> Iterator[ChannelCoefficients]:
-        """The coefficients of each of a row's `count` blocks."""
+        """Coefficients of each of a row's `count` blocks."""
 
         def unbound(x: Tensor, axis: int) -> tuple[Tensor, ...]:  # at once, as slices have costly backward passes
             return x.unflatten(axis, (-1, count)).unbind(axis + 1)
@@ -129,7 +130,7 @@ def unroll(steps: Steps, *, point: bool = False) -> ChannelCoefficients:
     """Multiply blocks out: steps `[N, (blocks,) L, K, .]` -> coefficients whose `N` counts blocks too."""
     transition, write, ahead = (_channels_last(x, n) for x, n in zip(steps, (2, 1, 1), strict=True))
     if transition is None or write is None:
-        raise RuntimeError("a write always does something.")
+        raise RuntimeError("steps without a transition or a write.")
     spans = _spans(transition, write[:, None])
     weight = ChannelEffect(spans, None)
     seen = ChannelEffect(spans, None if ahead is None else ahead[None], before=True) if point else None
@@ -146,10 +147,10 @@ def _channels_last(x: Tensor | None, small: int) -> Tensor | None:
 
 
 def _spans(transition: Tensor, write: Tensor) -> Spans:
-    """Join neighbouring spans until there is one."""
+    """Join neighboring spans until there is one."""
     length = write.shape[-2]
     rest = (1 << (length - 1).bit_length()) - length
-    if rest:  # tokens that do nothing change nothing
+    if rest:  # fill up with tokens that change nothing
         eye = torch.eye(len(write), dtype=write.dtype, device=write.device)
         eye = eye.view(*eye.shape, 1, 1, 1).expand(*transition.shape[:-2], rest, transition.shape[-1])
         transition, write = torch.cat([transition, eye], -2), _padded(write, rest)
@@ -169,7 +170,7 @@ def _padded(x: Tensor, rest: int) -> Tensor:
 
 
 def _times(a: Tensor, b: Tensor) -> Tensor:
-    """Small matrices `[m, n, ...]` times `[n, p, ...]`, number by number."""
+    """Small matrices `[m, n, ...]` times `[n, p, ...]`, elementwise in the other axes."""
     return reduce(add, (a[:, j, None] * b[None, j] for j in range(len(b))))
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from memkit.engine.core.doubling import multiply_out
 from memkit.rule import Rule, Slots, Tokens, at_weights
 
 
@@ -122,10 +123,10 @@ def probe(rule: Rule, tokens: Tokens, valid: Tensor | None) -> Steps:
 
 
 def unroll(steps: Steps, *, point: bool = False) -> Coefficients:
-    """Multiply a block out by doubling: join spans of 1, 2, 4, ... tokens.
+    """Multiply a block out, steps `[..., L, .]`.
 
-    Every token has one or two rows: the weight after it and, if `point` asks for it and it is not the weight, the
-    point of the next token's gradient.
+    Every token observes one or two numbers: the weight after it and, if `point` asks for it and it is not the weight,
+    the point of the next token's gradient.
     """
     length, n = steps.write.shape[-2:]
     ahead = steps.point if point else None
@@ -133,7 +134,7 @@ def unroll(steps: Steps, *, point: bool = False) -> Coefficients:
     if ahead is not None:
         rows.append(torch.cat([ahead[..., 1:, :], torch.zeros_like(ahead[..., :1, :])], -2))
     observe = torch.stack(rows, -2)
-    whole = _joined(steps.transition, steps.write, observe)
+    whole = multiply_out(steps.transition, steps.write, observe)
     m = observe.shape[-2]
     carry = whole.carry.unflatten(-2, (-1, m))[..., :length, :, :].unbind(-2)
     write = whole.write[..., :length].unflatten(-2, (-1, m))[..., :length, :, :].unbind(-2)
@@ -143,44 +144,6 @@ def unroll(steps: Steps, *, point: bool = False) -> Coefficients:
         first = _first_unit(steps.write[..., :1, :]) if ahead is None else ahead[..., :1, :]
         seen = next_point.before_writes(first)
     return Coefficients(weight, seen, whole.last_carry, whole.last_write[..., :length, :])
-
-
-class _Spans(NamedTuple):
-    """Coefficients of neighboring spans `[..., spans, rows, .]`, one or two rows per token."""
-
-    carry: Tensor
-    write: Tensor
-    last_carry: Tensor
-    last_write: Tensor
-
-
-def _joined(transition: Tensor, write: Tensor, observe: Tensor) -> _Spans:
-    length, n = write.shape[-2:]
-    rest = (1 << (length - 1).bit_length()) - length
-    if rest:  # fill up with tokens that change nothing
-        eye = torch.eye(n, dtype=write.dtype, device=write.device).expand(*write.shape[:-2], rest, n, n)
-        transition = torch.cat([transition, eye], -3)
-        write = torch.cat([write, write.new_zeros(*write.shape[:-2], rest, n)], -2)
-        observe = torch.cat([observe, observe[..., -1:, :, :].expand(*write.shape[:-2], rest, -1, n)], -3)
-    spans = _Spans(observe @ transition, observe @ write[..., None], transition, write[..., None, :])
-    while spans.last_carry.shape[-3] > 1:
-        spans = _join(spans)
-    return _Spans(*(x.squeeze(-3) for x in spans))
-
-
-def _join(spans: _Spans) -> _Spans:
-    """Join neighboring spans: the state after the left one is the carry of the right one."""
-    left = _Spans(*(x[..., 0::2, :, :] for x in spans))
-    right = _Spans(*(x[..., 1::2, :, :] for x in spans))
-    across = right.carry @ left.last_write.mT
-    top = torch.cat([left.write, torch.zeros_like(left.write)], -1)
-    bottom = torch.cat([across, right.write], -1)
-    return _Spans(
-        torch.cat([left.carry, right.carry @ left.last_carry], -2),
-        torch.cat([top, bottom], -2),
-        right.last_carry @ left.last_carry,
-        torch.cat([left.last_write @ right.last_carry.mT, right.last_write], -2),
-    )
 
 
 def _first_unit(like: Tensor) -> Tensor:

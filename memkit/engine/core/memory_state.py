@@ -1,29 +1,29 @@
-"""The state of a memory, and its view as flat rows inside the engine."""
+"""The state of a memory, and its conversion to the rows of the engine and back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from memkit.checks import not_negative, positive
+from memkit.engine.core.rows import Rows, Weights, per_row
 from memkit.engine.core.window import Window, empty_window
 from memkit.rule import Rule, Tokens
 from memkit.state import State, map_tensors
 
-Weights = dict[str, Tensor]
-
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryState(State):
-    """What a memory knows after some tokens: a value of size independent of how many.
+    """A memory after some tokens: a value, of a size that does not depend on how many.
 
-    initial, weights: name -> `[B, H, in, out]`: what a reset returns to, and the raw weights now.
+    initial, weights: name -> `[B, H, in, out]`: the weights after a reset, and the raw weights now.
     slots: name -> tuple of `[B, H, in, out]` (momentum, ...).
     constants: name -> `[B, H, ...]`, learned in the outer loop only.
-    anchor: name -> the weights that gradients of the running mini-batch see; empty where every token begins one.
+    anchor: name -> weights at which the running mini-batch takes its gradients; empty if every token begins one.
     pending: name -> the unfinished sum of a write with update_every > 1, else empty.
     window: the tokens carried by an Omega rule, else None.
     offset `[B]`: valid tokens since the last multiple of the rule's period; phase: the same as an integer while
@@ -44,7 +44,7 @@ class MemoryState(State):
 
     @property
     def kept(self) -> dict[str, int]:
-        """How much the state holds of what rules keep besides weights; see `kept`."""
+        """Amounts of everything but weights in the state; see `kept`."""
         return {
             "slots a weight": len(next(iter(self.slots.values()))),
             "anchors": int(bool(self.anchor)),
@@ -70,7 +70,7 @@ def init_state(
 ) -> MemoryState:
     """The state before the first token, with weights drawn from N(0, 1 / in), the same for all rows.
 
-    Raises `ValueError` for what is no rule, and for sizes below 1 or that the rule's memory refuses.
+    Raises `ValueError` for anything but a rule, and for sizes below 1 or refused by the rule's memory.
     """
     require_rule(rule)
     not_negative("batch", batch)
@@ -97,7 +97,7 @@ def require_rule(rule: Rule) -> None:
 
 
 def kept(rule: Rule) -> dict[str, int]:
-    """What a rule keeps from token to token besides weights, and how much of it."""
+    """Amounts of everything but weights that a rule keeps from token to token."""
     return {
         "slots a weight": rule.slots,
         "anchors": int(rule.mini_batch > 1 and rule.sees_weights),
@@ -153,3 +153,48 @@ def fresh_state(rule: Rule, state: MemoryState) -> MemoryState:
         offset=torch.zeros_like(state.offset),
         phase=0,
     )
+
+
+def to_rows(state: MemoryState, dtype: torch.dtype) -> Rows:
+    """Flatten `[B, H, ...]` to `[N, ...]` in the dtype of computation."""
+    heads = next(iter(state.weights.values())).shape[1]
+
+    def flat(x: Tensor) -> Tensor:
+        return x.flatten(0, 1).to(dtype)
+
+    window = state.window
+    if window is not None:
+        filled = per_row(window.filled, heads)
+        window = Window(k=flat(window.k), v=flat(window.v), gates=map_tensors(flat, window.gates), filled=filled)
+    return Rows(
+        weights=map_tensors(flat, state.weights),
+        slots=map_tensors(flat, state.slots),
+        # [N, 1, ...], so that they meet tokens [N, T, ...]
+        constants=map_tensors(lambda x: flat(x).unsqueeze(1), state.constants),
+        anchor=map_tensors(flat, state.anchor),
+        pending=map_tensors(flat, state.pending),
+        window=window,
+    )
+
+
+def from_rows(rows: Rows, before: Rows, state: MemoryState, offset: Tensor, phase: int | None) -> MemoryState:
+    """The state after a call, from the rows after it, and the rows and the state before it.
+
+    Tensors that the call did not change stay the state's own, not views of them.
+    """
+    batch = state.offset.shape[0]
+    heads = next(iter(state.weights.values())).shape[1]
+
+    def unflat(x: Tensor) -> Tensor:
+        return x.view(batch, heads, *x.shape[1:])
+
+    window = rows.window
+    if window is not None:
+        filled = unflat(window.filled)[:, 0]
+        window = Window(k=unflat(window.k), v=unflat(window.v), gates=map_tensors(unflat, window.gates), filled=filled)
+    moved: dict[str, Any] = {
+        name: map_tensors(unflat, getattr(rows, name))
+        for name in ("weights", "slots", "anchor", "pending")
+        if getattr(rows, name) is not getattr(before, name)
+    }
+    return replace(state, **moved, window=window, offset=offset, phase=phase)

@@ -1,4 +1,4 @@
-"""Reasons why the update of a rule cannot be unrolled, in words that complete "because ..."."""
+"""Reasons why the update of a rule cannot be unrolled, each to follow "because"."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def not_linear(rule: Rule) -> list[str]:
 
 
 def moving_weights(rule: Rule) -> list[str]:
-    """Reasons against the forms whose gradients see weights that change inside of a block."""
+    """Reasons against forms with gradients at weights that change inside of a block."""
     found = not_linear(rule)
     if rule.effective is not identity:
         found.append("its effective weights are not linear in the raw ones")
@@ -35,7 +35,7 @@ def moving_weights(rule: Rule) -> list[str]:
 
 
 def per_key_channel(rule: Rule) -> list[str]:
-    """The reason against forms that know gates per head only."""
+    """Reason against forms for gates per head only."""
     channels = gates_per(rule, "key")
     return [f"its gates {channels} are per key channel"] if channels else []
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from memkit.engine.core.memory_state import MemoryState, Weights
 from memkit.engine.core.window import Window
 from memkit.rule import Gates, Rule, Tokens
-from memkit.state import map_tensors
+
+Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,51 +22,6 @@ class Rows:
     anchor: Weights
     pending: Weights
     window: Window | None
-
-
-def to_rows(state: MemoryState, dtype: torch.dtype) -> Rows:
-    """Flatten `[B, H, ...]` to `[N, ...]` in the dtype of computation."""
-    heads = next(iter(state.weights.values())).shape[1]
-
-    def flat(x: Tensor) -> Tensor:
-        return x.flatten(0, 1).to(dtype)
-
-    window = state.window
-    if window is not None:
-        filled = per_row(window.filled, heads)
-        window = Window(k=flat(window.k), v=flat(window.v), gates=map_tensors(flat, window.gates), filled=filled)
-    return Rows(
-        weights=map_tensors(flat, state.weights),
-        slots=map_tensors(flat, state.slots),
-        # [N, 1, ...], so that they meet tokens [N, T, ...]
-        constants=map_tensors(lambda x: flat(x).unsqueeze(1), state.constants),
-        anchor=map_tensors(flat, state.anchor),
-        pending=map_tensors(flat, state.pending),
-        window=window,
-    )
-
-
-def from_rows(rows: Rows, before: Rows, state: MemoryState, offset: Tensor, phase: int | None) -> MemoryState:
-    """The state after a call, from the rows after it, and the rows and the state before it.
-
-    Tensors that the call did not change stay the state's own, not views of them.
-    """
-    batch = state.offset.shape[0]
-    heads = next(iter(state.weights.values())).shape[1]
-
-    def unflat(x: Tensor) -> Tensor:
-        return x.view(batch, heads, *x.shape[1:])
-
-    window = rows.window
-    if window is not None:
-        filled = unflat(window.filled)[:, 0]
-        window = Window(k=unflat(window.k), v=unflat(window.v), gates=map_tensors(unflat, window.gates), filled=filled)
-    moved: dict[str, Any] = {
-        name: map_tensors(unflat, getattr(rows, name))
-        for name in ("weights", "slots", "anchor", "pending")
-        if getattr(rows, name) is not getattr(before, name)
-    }
-    return replace(state, **moved, window=window, offset=offset, phase=phase)
 
 
 def per_row(x: Tensor, heads: int) -> Tensor:

@@ -30,9 +30,8 @@ from memkit.engine.core.block import (
 )
 from memkit.engine.core.channels import AnyCoefficients
 from memkit.engine.core.coefficients import Coefficients, probe
-from memkit.engine.core.memory_state import Weights
 from memkit.engine.core.obstacles import not_linear, online
-from memkit.engine.core.rows import cut
+from memkit.engine.core.rows import Weights, cut
 from memkit.engine.core.surprise import Observed
 from memkit.engine.core.tape import record
 from memkit.engine.core.unrolled import unroll_blocks

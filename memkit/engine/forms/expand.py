@@ -1,8 +1,8 @@
-"""The expand form: every token's step is formed, for optimizers that turn it in a way that is not linear (Muon).
+"""The expand form: every token's step is formed, for optimizers with a nonlinear `direction` (Muon).
 
-What such an optimizer gathers, S_t, is still linear in the gradients, and these are all taken at the mini-batch's
-weights; so the S_t of a block are one product, the turns T(S_t) one batch, and the weights after each token,
-linear in the steps, one more product (ATLAS eq. 39-41):
+The sum S_t before the direction T is still linear in the gradients, and these are all taken at the mini-batch's
+weights. So the S_t of a block are one product, the T(S_t) one batch, and the weights after each token, linear in the
+steps, one more product (ATLAS eq. 39-41):
 
     S = P_S S_0 + C_S G,    M = P_M M_0 + C_M T(S),    G_s = a_s^T r_s
 
@@ -23,9 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from memkit.engine.core import coefficients
 from memkit.engine.core.block import gradient_weights, parts, stack, unstack
 from memkit.engine.core.coefficients import Coefficients
-from memkit.engine.core.memory_state import Weights
 from memkit.engine.core.obstacles import not_linear, online, per_key_channel
-from memkit.engine.core.rows import cut
+from memkit.engine.core.rows import Weights, cut
 from memkit.engine.core.surprise import Observed
 from memkit.engine.core.tape import Tape, record
 from memkit.engine.core.unrolled import unroll_head_blocks
@@ -61,7 +60,7 @@ def expand(call: Call) -> Result:
 
 
 def _gathering(rule: Rule) -> Rule:
-    """The rule whose weight is what the optimizer gathers: its step, not yet turned.
+    """A rule with the optimizer's sum as its weight: the step before `direction`.
 
     Where gradients are taken is no concern of either part; the gates of both may be needed to say it.
     """
@@ -74,7 +73,7 @@ def _the_step(weight: Tensor, step: Tensor, slots: Slots, gates: Gates) -> Tenso
 
 
 def _keeping(rule: Rule) -> Rule:
-    """The rule whose gradients are the turned steps."""
+    """A rule with the directed steps as its gradients."""
     return replace(rule, optimizer=Optimizer(name="as it comes", step=_as_it_comes), point=at_weights)
 
 
@@ -83,9 +82,9 @@ def _as_it_comes(grad: Tensor, weight: Tensor, slots: Slots, gates: Gates) -> tu
 
 
 def _forgotten(function: Callable[..., tuple[Tensor, Weights]], *given: Any) -> tuple[Tensor, Weights]:
-    """Call a function, and compute what it makes once more for the backward pass instead of keeping it.
+    """Call a function, and call it again in the backward pass instead of keeping its intermediate results.
 
-    Turning a step leaves a dozen matrices a token behind, of which only one block's need ever be there.
+    A direction leaves a dozen matrices per token behind; only one block's need be in memory.
     """
     if not torch.is_grad_enabled():
         return function(*given)
@@ -101,7 +100,7 @@ def _write_and_read(
     here: Tokens,
     constants: dict[str, Tensor],
 ) -> tuple[Tensor, Weights]:
-    """What the block's queries read, and (weight, slots) after it."""
+    """Answers to the block's queries, and (weight, slots) after it."""
     seen, carry = _write(rule, gather, keep, carry, tape, here.gates)
     return rule.memory.forward(lambda name, x: _each(x, seen[name]), here.q, constants), carry
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from memkit.autograd import graph_wanted
-from memkit.engine.core.memory_state import Weights
-from memkit.engine.core.rows import Rows, cut, gate_at
+from memkit.engine.core.rows import Rows, Weights, cut, gate_at
 from memkit.engine.core.surprise import Observed, limit_scale
 from memkit.engine.core.tape import gradients
 from memkit.engine.core.window import Window, as_window, join

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.core.block import weights_in_use
-from memkit.engine.core.memory_state import Weights
-from memkit.engine.core.rows import Rows, cut, gate_at
+from memkit.engine.core.rows import Rows, Weights, cut, gate_at
 from memkit.engine.core.surprise import Observed
 from memkit.engine.core.tape import Tape, record
 from memkit.engine.form import Call, Form, Place, Result

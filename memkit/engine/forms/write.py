@@ -11,8 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from memkit.engine.core.memory_state import Weights
-from memkit.engine.core.rows import Rows, cut, gate_at
+from memkit.engine.core.rows import Rows, Weights, cut, gate_at
 from memkit.engine.core.surprise import Observed
 from memkit.engine.core.tape import Tape, record
 from memkit.engine.form import Call, Form, Place, Result
@@ -67,7 +66,7 @@ def _complete(rule: Rule, block: Block, here: Tokens, rows: Rows) -> Rows:
 
 
 def _last(rule: Rule, block: Block, q: Tensor, y: Tensor, rows: Rows) -> Tensor:
-    """Answer `[N, 1, V]` to the query of the block's last token, which sees the write that it completes."""
+    """Answer `[N, 1, V]` to the query of the block's last token, after the write completed by it."""
     following = _effective(rule, rows.weights)
     last = rule.memory.forward(lambda name, x: x @ following[name], q[:, -1:], rows.constants)
     return torch.where(block.completes[:, None, None], last, y[:, -1:]) if isinstance(block.completes, Tensor) else last

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from memkit.engine.core.block import decay_carry
 from memkit.engine.core.coefficients import Coefficients, Effect, scale
-from memkit.engine.core.memory_state import Weights
+from memkit.engine.core.rows import Weights
 from memkit.engine.gradients.products import (
     combine_parts,
     is_transposed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from memkit.engine.core.coefficients import Effect
-from memkit.engine.core.memory_state import Weights
+from memkit.engine.core.rows import Weights
 from memkit.engine.gradients.adjoint import Asked, Read, Slopes, ask, ask_back, carry_back
 from memkit.engine.gradients.pieces import Sums, passed
 from memkit.rule import Rule

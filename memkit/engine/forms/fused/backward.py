@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.core.coefficients import Coefficients
-from memkit.engine.core.memory_state import Weights
+from memkit.engine.core.rows import Weights
 from memkit.engine.forms.dual import Carried, run_block
 from memkit.engine.forms.fused.forward import Found, Given, Kept, Run
 from memkit.engine.gradients.adjoint import Slopes, add_product, fold_back

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.core.coefficients import Coefficients
-from memkit.engine.core.memory_state import Weights
+from memkit.engine.core.rows import Weights
 from memkit.engine.forms.dual import cast
 from memkit.engine.forms.fused.compile import Prepare, as_written
 from memkit.engine.gradients.adjoint import Asked

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.engine.core.memory_state import Weights
+from memkit.engine.core.rows import Weights
 from memkit.engine.core.surprise import squared_surprise
 from memkit.engine.core.tape import Tape
 from memkit.engine.forms.iterate.round import Kept, Round, RoundResult, Start, Wiring

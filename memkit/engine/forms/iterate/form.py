@@ -19,9 +19,8 @@ from memkit.engine.core import coefficients
 from memkit.engine.core.affine import Affine, affine
 from memkit.engine.core.block import for_queries, gradient_weights, unstack
 from memkit.engine.core.coefficients import Coefficients, Effect, Steps
-from memkit.engine.core.memory_state import Weights
 from memkit.engine.core.obstacles import moving_weights, online, per_key_channel
-from memkit.engine.core.rows import Rows, cut
+from memkit.engine.core.rows import Rows, Weights, cut
 from memkit.engine.core.surprise import Observed
 from memkit.engine.core.tape import Tape, record
 from memkit.engine.core.unrolled import unroll_head_blocks

@@ -16,7 +16,7 @@ from torch import Tensor
 from memkit.autograd import batched, differentiable_once, outside_autocast
 from memkit.engine.core.affine import Affine
 from memkit.engine.core.coefficients import Coefficients, Effect
-from memkit.engine.core.memory_state import Weights
+from memkit.engine.core.rows import Weights
 from memkit.engine.core.tape import Tape
 from memkit.engine.forms.iterate.fixed_point import Settled, Settling, largest, relative, row_scales
 from memkit.engine.forms.iterate.round import Kept, Start

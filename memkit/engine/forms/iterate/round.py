@@ -19,7 +19,7 @@ from torch import Tensor
 
 from memkit.engine.core.affine import Affine
 from memkit.engine.core.coefficients import Effect
-from memkit.engine.core.memory_state import Weights
+from memkit.engine.core.rows import Weights
 from memkit.engine.core.surprise import limit_errors, squared_surprise
 from memkit.engine.gradients.adjoint import Asked, recall
 from memkit.engine.gradients.pieces import write_pass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from memkit.engine.core.memory_state import Weights
+from memkit.engine.core.rows import Weights
 from memkit.engine.core.surprise import limit_errors, squared_surprise
 from memkit.engine.forms.iterate.round import Kept, Start, Wiring
 from memkit.engine.gradients.adjoint import Read, add, ask_back, carry_back
