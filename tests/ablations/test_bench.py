@@ -1,4 +1,4 @@
-"""Benchmarks: that they time what they say; the times themselves are nobody's to assert."""
+"""Benchmarks run and measure the intended calls; their times are not asserted."""
 
 from __future__ import annotations
 

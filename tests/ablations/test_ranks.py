@@ -1,4 +1,4 @@
-"""Several ranks train the model of one process: weights, losses and held-out metrics, from any checkpoint."""
+"""Training on several ranks equals training in one process: weights, losses, held-out metrics, checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running grids: every run apart from the others, and nothing finished is ever lost."""
+"""Running grids: runs are independent of each other, and finished runs are never lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people write by hand is read strictly: settings, YAML, `key=value`."""
+"""Settings, YAML and `key=value` options are read strictly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tasks: what they draw, what they hold out, what they measure."""
+"""The tasks: the data they draw, the data they hold out, and their metrics."""
 
 from __future__ import annotations
 

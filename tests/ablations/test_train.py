@@ -1,4 +1,4 @@
-"""Training: the same seed gives the same numbers, to the bit, and a checkpoint holds all of them."""
+"""Training: one seed gives the same numbers bit for bit, and a checkpoint holds the complete state."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_evaluation_is_the_mean_over_the_targets_that_count() -> None:
     assert model.training
 
 
-# -- the optimiser
+# -- the optimizer
 
 
 def test_learning_rate_rises_then_falls_along_a_cosine() -> None:

@@ -1,4 +1,4 @@
-"""Gradients of many functionals at once, `is_grads_batched`, are those of one after the other."""
+"""Gradients of many functionals at once (`is_grads_batched`) equal those taken one by one."""
 
 from __future__ import annotations
 

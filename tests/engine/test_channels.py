@@ -1,4 +1,4 @@
-"""Gates per key channel: blocks of any length, where writes and tokens meet halfway, are the definition."""
+"""Gates per key channel: blocks of any length equal the token-by-token definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks that torch compiles: the numbers of the blocks as written, every gradient, and when they are compiled."""
+"""Blocks compiled by torch: equal to blocks as written, gradients included; and when torch compiles them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packed documents: the cuts are where a token-by-token reader would reset, and packed equals apart."""
+"""Packed documents: state is reset at every boundary, and packed documents equal separate ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine under every mode of torch: what it computes does not depend on the mode it is called in."""
+"""torch's modes (no_grad, inference, autocast, checkpointing, compile) do not change the results of the engine."""
 
 from __future__ import annotations
 

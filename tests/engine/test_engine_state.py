@@ -1,4 +1,4 @@
-"""The state of a memory in use: rows that come and go, documents, gradients through time, and what is observed."""
+"""The state of a memory in use: selected, merged and reset rows, documents, gradients through time, observations."""
 
 from __future__ import annotations
 

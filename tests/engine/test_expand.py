@@ -1,4 +1,4 @@
-"""The expand form: when it is taken, what it says, and that it watches what the definition watches."""
+"""The expand form: the rules it fits, its explanation, and its observations beside those of the definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The form `iterate`: rounds that settle, rounds that do not, and what fixed rounds promise."""
+"""The iterate form: convergence, halved blocks, a fixed number of rounds, and gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values that do the same are of one kind, for as long as any of them is there."""
+"""Values that behave alike share one kind, for as long as one of them is alive."""
 
 from __future__ import annotations
 

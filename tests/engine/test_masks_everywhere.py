@@ -75,7 +75,7 @@ def test_masked_tokens_leave_no_trace_in_the_state(name: str) -> None:
 
 
 def model(name: str) -> Any:
-    """A model in float64 whose weights are larger than at initialisation."""
+    """A model in float64 whose weights are larger than at initialization."""
     return HOLES.enlarged(HOLES.build(architecture(name)))
 
 

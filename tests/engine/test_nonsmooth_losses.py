@@ -1,4 +1,4 @@
-"""The slope laws excuse corners, where there is no slope, and nothing else."""
+"""The laws of gradients excuse corners, where no gradient exists, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In a caller's graph the sweep is one operator, with the numbers of the blocks and every gradient of theirs."""
+"""In a caller's graph a run of blocks is one operator, with the numbers and gradients of the blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`recompute`: the same numbers and gradients, kept for later only at the cuts."""
+"""`recompute`: the same numbers and gradients, from memory for the cuts alone."""
 
 from __future__ import annotations
 

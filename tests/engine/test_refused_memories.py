@@ -1,4 +1,4 @@
-"""Memories that the engine cannot write are refused in words, in every form: cut off, unused, not what they claim."""
+"""Memories that the engine cannot write are refused with reasons in every form: cut off, unused, used twice."""
 
 from __future__ import annotations
 

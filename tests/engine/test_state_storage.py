@@ -1,4 +1,4 @@
-"""A state keeps alive what it shows and no more: a view of a long call's numbers would hold all of them."""
+"""A state keeps alive its own numbers only, and no storage of a longer call."""
 
 from __future__ import annotations
 

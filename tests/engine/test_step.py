@@ -1,4 +1,4 @@
-"""The step form: one token after the other. The laws hold it to `scan`; here is what they do not ask."""
+"""The step form, token by token: observations, ragged rows, copies and rounding, which the laws leave out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The form `triton`: its laws by an interpreter, its kernels compiled for a GPU that is not there, its refusals."""
+"""The triton form: its laws under an interpreter, kernels compiled without a GPU, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work of the form that Titans takes, counted in matrix products, so that a change that doubles it is seen."""
+"""The work of the form that Titans takes, counted in matrix products: a change that doubles it is seen."""
 
 from __future__ import annotations
 

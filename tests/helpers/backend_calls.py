@@ -1,4 +1,4 @@
-"""Calls of banded attention for every backend, and what they should answer, one query at a time."""
+"""Calls of banded attention for every backend, and a reference for them, one query at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules whose blocks the fused form runs, one of each kind."""
+"""Rules that the fused form fits, one of each kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small attention layers in float64, and what they should compute, one query at a time."""
+"""Small attention layers in float64, and a reference for them, one query at a time."""
 
 from __future__ import annotations
 

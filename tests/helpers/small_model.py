@@ -1,4 +1,4 @@
-"""A language model for tests: tiny, in float64, with weights three times larger than at initialisation."""
+"""A small language model in float64, with weights three times larger than at initialization."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the textbook tests of deep rules share: inputs, the comparison, and the memories as plain formulas.
+"""Parts of the textbook tests of deep rules: inputs, the comparison, and the memories as plain formulas.
 
 A textbook is a plain loop over the tokens of one head of one row, in the paper's symbols, with nothing of the
 engine: it takes tokens and gates by name `[T, ...]`, weights `[in, out]` and constants by name, and returns y

@@ -1,4 +1,4 @@
-"""Every exception of the house is the same after a copy and after a pickle, as a process that it is sent to has it."""
+"""Every exception survives copying and pickling, and so the way to another process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house holds its own rules: imports run one way, files and functions stay short, no machine's paths."""
+"""Rules of the code base: imports without circles and in one direction, short files, no paths of a machine."""
 
 from __future__ import annotations
 

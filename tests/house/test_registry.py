@@ -1,4 +1,4 @@
-"""The registry is strict: what it builds is what was asked for, and a mistake is named before any work."""
+"""The registry is strict: it builds the requested component, and names a mistake before any work."""
 
 from __future__ import annotations
 

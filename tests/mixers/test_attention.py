@@ -41,7 +41,7 @@ def test_equals_loops_with_all_gradients(window, prefix, tokens):
     seed=st.integers(0, 1000),
 )
 def test_any_cut_gives_the_same_answer_and_state(window, prefix, cuts, masked, seed):
-    """Cuts may coincide (T = 0) or be neighbours (T = 1); rows have different masks, and differ in count."""
+    """Cuts may coincide (T = 0) or be neighbors (T = 1); rows have different masks, and differ in count."""
     m = mixer(window)
     x = draw(2, 50, DIM, seed=seed)
     mask = draw(2, 50, seed=seed + 1) > 0.3 if masked else None

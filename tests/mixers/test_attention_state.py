@@ -1,4 +1,4 @@
-"""The state of attention: what it holds and keeps alive, and how rows are merged, reset and chosen."""
+"""The state of attention: its contents and memory, and rows that are merged, reset and selected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention backends: what they answer, the merge against dense attention, and conventions by stand-ins."""
+"""Attention backends: results, the merge against dense attention, and conventions of packages by stand-ins."""
 
 from __future__ import annotations
 

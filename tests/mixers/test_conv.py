@@ -1,4 +1,4 @@
-"""The short convolution: the library's and the sum of taps are one, and masked tokens never were."""
+"""The short convolution: the library's equals the sum of taps, and masked tokens leave no trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that take a memory by name hand `recompute` and `products` to it, as they do its other options."""
+"""Models pass the options of their memory on, `recompute` and `products` included."""
 
 from __future__ import annotations
 

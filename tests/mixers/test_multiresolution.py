@@ -20,7 +20,7 @@ MATRIX = {"name": "titans", "depth": 1, "mini_batch": 3}
 
 
 def made(name: str, **options: Any) -> Any:
-    """A mixer in float64 whose weights are larger than at initialisation."""
+    """A mixer in float64 whose weights are larger than at initialization."""
     torch.manual_seed(0)
     mixer = memkit.build("mixer", name, dim=DIM, heads=HEADS, **options).double()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""States that are not a layer's own are refused in words, and a batch may have no rows."""
+"""States that do not belong to a layer are refused with reasons; batches without rows are allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generation: what it returns, that it goes on from its state, and that it leaves the model alone."""
+"""Generation: its output, its use of a state, and the model left unchanged."""
 
 from __future__ import annotations
 

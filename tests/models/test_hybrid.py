@@ -1,4 +1,4 @@
-"""The hybrid, and the baselines that are cases of it."""
+"""The hybrid model, and the baselines that are special cases of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The language model around any mixers: streaming, masks, documents, initialisation, and its errors."""
+"""The language model around any mixers: streaming, masks, documents, initialization, and its errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of deep rules: numbers that their docstrings promise, and how little a memory of one's own takes."""
+"""The parts of deep rules: numbers promised in their docstrings, and memories written by users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`memorize` against the literal recurrences of the papers, written out in numpy with nothing of the engine."""
+"""`memorize` equals the recurrence of Titans, written out in numpy without the engine."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def draw(rule: Rule, *, batch: int, tokens: int, heads: int, key: int, value: in
         "decay": decay,
     }
     empty = memkit.init_state(rule, batch=batch, heads=heads, key_dim=key, value_dim=value, dtype=torch.double)
-    # Weights larger than at initialisation, other ones in every row, and a past surprise.
+    # Weights larger than at initialization, other ones in every row, and a past surprise.
     weights = {name: 1.5 * normal(*w.shape) / w.shape[-2] ** 0.5 for name, w in empty.weights.items()}
     state = replace(
         empty,

@@ -1,4 +1,4 @@
-"""Each rule of a matrix memory is its textbook recurrence: outputs, final state and gradients, in every form."""
+"""Each rule of a matrix memory equals its textbook recurrence: outputs, final state and gradients, in every form."""
 
 from __future__ import annotations
 
