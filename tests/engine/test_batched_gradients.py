@@ -29,7 +29,7 @@ def check(y: Tensor, leaves: Sequence[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("form", RULES)
-def test_of_a_memory(form: str) -> None:
+def test_batched_gradients_of_a_memory(form: str) -> None:
     rule, problem = RULES[form], RuleProblem(batch=2, tokens=9, key_dim=3, value_dim=3, seed=1)
     tokens, state = problem.tokens_for(rule), problem.fresh_state(rule)
     leaves = [x.requires_grad_() for x in (tokens.q, tokens.k, tokens.v, *tokens.gates.values())]
@@ -41,14 +41,14 @@ def test_of_a_memory(form: str) -> None:
     ("name", "options"),
     [("mac", {"segment": 4}), ("mag", {"window": 3}), ("tnt", {"chunk": 3, "shards": [8], "checkpoint": True})],
 )
-def test_of_a_model(name: str, options: dict[str, object]) -> None:
+def test_batched_gradients_of_a_model(name: str, options: dict[str, object]) -> None:
     torch.manual_seed(0)
     model = memkit.build("architecture", name, vocab_size=7, dim=8, heads=2, depth=2, **options).double()
     logits, _ = model(torch.randint(7, (2, 40)))
     check(logits, [*model.parameters()])
 
 
-def test_of_gradients() -> None:
+def test_batched_gradients_of_gradients() -> None:
     torch.manual_seed(0)
     memory = memkit.build("mixer", "neural_memory", dim=4, heads=1, rule=RULES["sweep"]).double()
     x = torch.randn(1, 6, 4, dtype=torch.double)

@@ -40,7 +40,7 @@ def everything_as_written(case: Case) -> Outcome:
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_they_compute_the_same(rule: Rule) -> None:
+def test_compiled_blocks_compute_the_same(rule: Rule) -> None:
     mask = torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8
     for given in ({}, {"mask": mask}):
         expected = everything(Case(rule), **given)
@@ -141,6 +141,6 @@ def test_a_batch_too_large_for_the_cache_runs_in_parts(masked: bool, monkeypatch
             near(everything(case, **given), expected)
 
 
-def test_what_is_no_backend_is_said() -> None:
+def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ValueError, match="no backend of torch.compile"):
         memkit.compile_blocks(backend="inductr")

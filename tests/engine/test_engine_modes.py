@@ -148,7 +148,7 @@ def test_activation_checkpointing_changes_no_gradient(rule: Rule) -> None:
 
 
 @torch._dynamo.config.patch(trace_autograd_ops=True)  # pytest's own patch would take the setting away at its end
-def test_it_compiles_as_one_graph() -> None:
+def test_memorize_compiles_as_one_graph() -> None:
     """Two blocks, forward and backward, without a graph break; the tape's gradient is traced like anything else."""
     eager, compiled = Case(tokens=4, batch=1), Case(tokens=4, batch=1)
 

@@ -147,7 +147,7 @@ def hand_made(case: Case, weights: list[Tensor], t: int) -> tuple[Tensor, Tensor
 
 
 @pytest.mark.parametrize("limit", [None, 0.5])
-def test_what_is_observed_is_loss_and_gradient_norm_at_the_gradient_point(limit: float | None) -> None:
+def test_observations_are_loss_and_gradient_norm_at_the_gradient_point(limit: float | None) -> None:
     case = Case(titans(surprise_limit=limit))
     seen = case.observe()
     for t in range(TOKENS):
@@ -160,7 +160,7 @@ def test_what_is_observed_is_loss_and_gradient_norm_at_the_gradient_point(limit:
 
 
 @every_rule
-def test_what_is_observed_is_the_same_in_every_form_and_nothing_where_masked(rule: Rule) -> None:
+def test_observations_are_equal_in_every_form_and_zero_where_masked(rule: Rule) -> None:
     case = Case(rule)
     mask = torch.rand(BATCH, TOKENS, generator=torch.Generator().manual_seed(5)) < 0.6
     ids = torch.tensor([[0] * 4 + [1] * 7, [0] * 11, [0] * 9 + [1] * 2])

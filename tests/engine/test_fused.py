@@ -39,7 +39,7 @@ def everything(case: Case, form: FormName = "fused", **options: Any) -> Outcome:
 
 @every_rule
 @pytest.mark.parametrize("masked", [False, True], ids=["all tokens", "masked"])
-def test_it_is_the_dual_form(rule: Rule, masked: bool) -> None:
+def test_fused_equals_dual(rule: Rule, masked: bool) -> None:
     mask = torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8 if masked else None
     expected = everything(Case(rule), "dual", mask=mask)
     for block_size in (64, 3):
@@ -69,7 +69,7 @@ def test_only_some_gradients_are_asked_for() -> None:
     near(*found, ROUNDING)
 
 
-def test_it_runs_again_under_activation_checkpoints() -> None:
+def test_fused_runs_again_under_activation_checkpoints() -> None:
     found = []
     for again in (False, True):
         case = Case()

@@ -51,7 +51,7 @@ def test_functions_are_their_code_and_what_they_hold() -> None:
     assert kind_of(one) is not kind_of(other)
 
 
-def test_what_may_change_is_like_itself_only() -> None:
+def test_mutable_values_are_only_like_themselves() -> None:
     class More(memkit.Objective):
         """A part with something that no dataclass knows of."""
 

@@ -50,7 +50,7 @@ everything = partial(compare.everything, form="fused")
 @pytest.mark.parametrize(
     ("name", "options"), [("mlp", {"mask": HALF}), ("swiglu", {"block_size": 2}), ("residual, before", {})]
 )
-def test_it_computes_the_same(name: str, options: dict[str, Any]) -> None:
+def test_the_operator_computes_the_same(name: str, options: dict[str, Any]) -> None:
     rule = RULES[name]
     found, expected = (everything(Case(rule, tokens=8), way, **options) for way in (compiled, as_written))
     near(found, expected)

@@ -33,14 +33,14 @@ RULES["window"] = replace(titans(), window=3)
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("size", [1, 4, 100])
-def test_it_changes_no_number(rule: Rule, size: int) -> None:
+def test_recompute_changes_no_number(rule: Rule, size: int) -> None:
     mask = torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8
     documents = torch.tensor([[0] * 5 + [1] * 6, [0] * 11, [2] * 3 + [3] * 8])
     given = {"mask": mask, "segment_ids": documents}
     near(everything(Case(rule), recompute=size, **given), everything(Case(rule), **given))
 
 
-def test_no_tokens() -> None:
+def test_a_call_without_tokens() -> None:
     case = Case(tokens=0)
     y, state = case.memorize(recompute=2)
     assert y.shape == case.v.shape

@@ -50,7 +50,7 @@ def test_a_weight_that_the_loss_does_not_see_is_named(form: str, how: str, names
         case.memorize(form=form)
 
 
-def test_it_is_named_when_the_outer_loop_learns_too() -> None:
+def test_a_refused_weight_is_named_when_the_outer_loop_learns_too() -> None:
     case = Case(faulty(titans()))
     case.leaves()
     with pytest.raises(ValueError, match=r"does not depend on the weights \['w1'\]"):

@@ -31,7 +31,7 @@ def mask() -> torch.Tensor:
 
 @every_rule
 @pytest.mark.parametrize("masked", [False, True], ids=["all tokens", "masked"])
-def test_it_observes_what_the_definition_does(rule: Rule, masked: bool) -> None:
+def test_step_observes_the_loss_and_surprise_of_the_definition(rule: Rule, masked: bool) -> None:
     case, there = Case(rule), mask() if masked else None
     found, expected = (case.observe(form=form, mask=there) for form in ("step", "scan"))
     near(found.loss, expected.loss)
@@ -50,7 +50,7 @@ def test_single_tokens_of_rows_that_have_gone_apart(rule: Rule) -> None:
     near(torch.cat(found, 1), expected)
 
 
-def test_what_a_token_leaves_as_it_was_is_not_copied() -> None:
+def test_unchanged_parts_of_a_state_are_not_copied() -> None:
     case = Case()
     _, state = case.memorize(slice(0, 1))
     _, after = case.memorize(slice(1, 2), state=state)

@@ -45,7 +45,7 @@ def test_build_calls_the_factory_with_the_options() -> None:
     assert names("ware") == ["cup", "pot"]
 
 
-def test_what_is_built_already_is_returned_as_it_is() -> None:
+def test_a_component_that_is_already_built_is_returned() -> None:
     pot = Pot(size=1)
     assert build("ware", pot) is pot
     with pytest.raises(ValueError, match=r"already built.*\['size'\]"):

@@ -55,7 +55,7 @@ def test_any_cut_gives_the_same_logits(name: str) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
-def test_it_is_causal(name: str) -> None:
+def test_architectures_are_causal(name: str) -> None:
     made, ids = model(name), text()
     whole = made(ids)[0]
     for t in (7, 12, 31, TOKENS - 1):

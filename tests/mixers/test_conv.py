@@ -28,7 +28,7 @@ def test_the_library_convolves_as_the_sum_of_taps_says(width: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_keeps_the_precision_of_its_taps(dtype: torch.dtype) -> None:
+def test_the_convolution_keeps_the_precision_of_its_taps(dtype: torch.dtype) -> None:
     """Also where autocast would round them."""
     conv = ShortConv(6)
     x, tail = torch.randn(2, 5, 6).to(dtype), torch.randn(2, 3, 6).to(dtype)
@@ -41,7 +41,7 @@ def test_it_keeps_the_precision_of_its_taps(dtype: torch.dtype) -> None:
     assert torch.equal(after, x[:, -3:])
 
 
-def test_what_the_library_is_not_for() -> None:
+def test_inputs_that_the_library_does_not_take() -> None:
     conv = ShortConv(6)
     for line in (
         torch.randn(2, 8, 6).double(),
@@ -54,7 +54,7 @@ def test_what_the_library_is_not_for() -> None:
     assert y.shape == (2, 0, 6) and torch.equal(after, torch.ones(2, 3, 6))
 
 
-def test_what_torch_compiles_is_fused_instead() -> None:
+def test_under_torch_compile_the_sum_of_taps_runs() -> None:
     conv, x = ShortConv(6), torch.randn(2, 5, 6)
     expected = conv(x, conv.init_tail(2, x))
     found = torch.compile(conv, fullgraph=True, backend="aot_eager")(x, conv.init_tail(2, x))

@@ -138,7 +138,7 @@ def test_every_option_has_a_default_that_works(name: str) -> None:
         ("local_memory", {"shard": 0}, "shard must be an integer of at least 1; got 0"),
     ],
 )
-def test_what_cannot_be_is_refused(name: str, options: dict[str, Any], message: str) -> None:
+def test_impossible_options_are_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         memkit.build("mixer", name, **{"dim": DIM, "heads": HEADS, **options})
 

@@ -40,7 +40,7 @@ def test_any_cut_gives_the_same_logits(tokens: int, at: int, documents: bool, se
     near(state, end)
 
 
-def test_it_computes_its_definition() -> None:
+def test_a_model_computes_its_definition() -> None:
     made, ids = model(depth=1), text(2, 7)
     weights = dict(made.named_parameters())
     norm = lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * 3  # noqa: E731 - gains are 3
@@ -52,7 +52,7 @@ def test_it_computes_its_definition() -> None:
     near(made(ids)[0], norm(x) @ made.embedding.weight.T)
 
 
-def test_it_is_causal() -> None:
+def test_a_model_is_causal() -> None:
     made, ids = model(), text(2, 9)
     changed = ids.clone()
     changed[:, 5] = (changed[:, 5] + 1) % VOCAB
@@ -115,7 +115,7 @@ def test_the_feed_forward_is_a_multiple_of_8(expansion: float, dim: int, hidden:
     assert dict(made.named_parameters())["blocks.0.feed_forward.1.out.weight"].shape == (dim, hidden)
 
 
-def test_no_feed_forward() -> None:
+def test_a_model_without_feed_forward_layers() -> None:
     made = model(depth=1, feed_forward=0)
     assert made.num_parameters() == VOCAB * DIM + 2 * DIM + DIM * DIM
 
@@ -176,7 +176,7 @@ def test_ids_of_any_integer_dtype(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_it_works_in_inference_mode_and_low_precision(dtype: torch.dtype) -> None:
+def test_a_model_works_in_inference_mode_and_low_precision(dtype: torch.dtype) -> None:
     made, ids = model().to(dtype), text(2, 5)
     with torch.inference_mode():
         logits, _ = made(ids)
