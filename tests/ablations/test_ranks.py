@@ -71,7 +71,7 @@ def found(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    near(found["weights"], expected["weights"], ROUNDING)
+    near(found["weights"], expected["weights"], tolerance=ROUNDING)
     assert len(found["rows"]) == len(expected["rows"])
     for (step, loss, held_out), (*which, expected_loss, expected_held_out) in zip(
         found["rows"], expected["rows"], strict=True
@@ -116,7 +116,7 @@ def test_the_weights_alone_can_be_read_by_one_process(found: list[dict[str, Any]
     assert start is not None
     read = trained(SAVED, config(steps=1)).model
     checkpoint.load_weights(read, start)
-    near([*read.parameters()], [*expected.parameters()], ROUNDING)
+    near([*read.parameters()], [*expected.parameters()], tolerance=ROUNDING)
     with pytest.raises(ValueError, match="does not hold this model's weights: the shape of"):
         checkpoint.load_weights(trained(BROKEN, config(steps=1)).model, start)
 
@@ -145,9 +145,9 @@ def test_a_sharded_model_goes_on_from_its_own_state(found: list[dict[str, Any]])
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_sequence_cut_between_two_ranks_is_the_sequence(found: list[dict[str, Any]], cut: int) -> None:
     whole, parts = one_mixer(), [rank[f"cut {cut}"] for rank in found]
-    near(torch.cat([part.pop("y") for part in parts], 1), whole.pop("y"), ROUNDING)
+    near(torch.cat([part.pop("y") for part in parts], 1), whole.pop("y"), tolerance=ROUNDING)
     for part in parts:
-        near({name: 2 * gradient for name, gradient in part.items()}, whole, ROUNDING)
+        near({name: 2 * gradient for name, gradient in part.items()}, whole, tolerance=ROUNDING)
 
 
 # -- the commands of docs/parallel.md

@@ -213,7 +213,7 @@ def test_bits_and_correct() -> None:
     logits = torch.randn(50, 16, generator=generator(), dtype=torch.float64)
     targets = torch.randint(16, (50,), generator=generator(1))
     expected = -F.log_softmax(logits, -1)[torch.arange(50), targets] / math.log(2)
-    near(bits(logits, targets), expected, ROUNDING)
+    near(bits(logits, targets), expected, tolerance=ROUNDING)
     assert bits(torch.zeros(1, 256), torch.tensor([3])).item() == pytest.approx(8.0)
     sure = F.one_hot(targets, 16).double()
     assert correct(sure, targets).mean() == 1.0

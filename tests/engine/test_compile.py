@@ -45,7 +45,7 @@ def test_training_over_two_mini_batches(name: str) -> None:
         y = prepared(lambda x, made=made: made(x)[0])(x)
         y.square().sum().backward()
         found.append([y, *(p.grad for p in made.parameters())])
-    near(*found, ROUNDING)
+    near(*found, tolerance=ROUNDING)
 
 
 @every_mixer
@@ -57,7 +57,7 @@ def test_decoding_over_the_end_of_a_mini_batch(name: str) -> None:
         for x in torch.randn(PERIOD + 1, 2, 1, DIM, dtype=torch.double):
             y, state = step(x, state)
             expected, reference = made(x, reference)
-            near((y, state), (expected, reference), ROUNDING)
+            near((y, state), (expected, reference), tolerance=ROUNDING)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch looks, not we

@@ -70,7 +70,7 @@ def test_products_in_bfloat16() -> None:
     case = Case(dtype=torch.float32)
     expected = everything(case, products=torch.bfloat16)
     with memkit.compile_blocks(backend=BACKEND):
-        near(everything(case, products=torch.bfloat16), expected, BFLOAT16)
+        near(everything(case, products=torch.bfloat16), expected, tolerance=BFLOAT16)
 
 
 def test_models_of_one_shape_share_what_is_compiled() -> None:

@@ -92,7 +92,7 @@ def test_packed_documents_equal_documents_apart(args: dict) -> None:
             runs[-1].append(t) if same else runs.append([t])
         for run in runs:
             alone, _ = layer(x[b : b + 1, run])
-            near(y[b : b + 1, run], alone, ROUNDING)
+            near(y[b : b + 1, run], alone, tolerance=ROUNDING)
 
 
 @given(draws, st.integers(0, 9))
@@ -106,8 +106,8 @@ def test_documents_may_be_cut_anywhere(args: dict, at: int) -> None:
         y, state = layer(x[:, part], state, mask=None if mask is None else mask[:, part], segment_ids=ids[:, part])
         parts.append(y)
     assert state is not None
-    near(torch.cat(parts, 1), whole, ROUNDING)
-    near(state.total, end.total, ROUNDING)
+    near(torch.cat(parts, 1), whole, tolerance=ROUNDING)
+    near(state.total, end.total, tolerance=ROUNDING)
     assert torch.equal(state.count, end.count)
     assert torch.equal(state.segment, end.segment)
 

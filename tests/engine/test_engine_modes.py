@@ -167,7 +167,7 @@ def test_memorize_compiles_as_one_graph() -> None:
     pairs = [*zip(tensors(found), tensors(expected), strict=True)]
     grads = torch.autograd.grad(score(*found), leaves)
     pairs += zip(grads, torch.autograd.grad(score(*expected), expected_leaves), strict=True)
-    near([a for a, _ in pairs], [b for _, b in pairs], ROUNDING)
+    near([a for a, _ in pairs], [b for _, b in pairs], tolerance=ROUNDING)
 
 
 @pytest.fixture

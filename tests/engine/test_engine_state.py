@@ -40,7 +40,7 @@ def test_selected_rows_go_on_alone(rule: Rule) -> None:
     rows = [2, 0, 2]
     beam = rows_of(case, rows)
     beam.state = case.memorize(slice(0, 6))[1].select(rows)
-    near(beam.memorize(slice(6, None)), (y[rows], end.select(rows)), ROUNDING)
+    near(beam.memorize(slice(6, None)), (y[rows], end.select(rows)), tolerance=ROUNDING)
 
 
 @every_rule
@@ -55,7 +55,7 @@ def test_merged_rows_stand_at_different_places(rule: Rule) -> None:
     for row, state in ((0, far), (1, close), (2, far)):
         alone = rows_of(case, [row])
         expected = alone.memorize(slice(6, None), state=state.select([row]))
-        near((y[[row]], replace(end.select([row]), phase=None)), expected, ROUNDING)
+        near((y[[row]], replace(end.select([row]), phase=None)), expected, tolerance=ROUNDING)
 
 
 @every_rule
@@ -64,8 +64,12 @@ def test_a_reset_row_begins_afresh_and_the_others_go_on(rule: Rule) -> None:
     _, state = case.memorize(slice(0, 6))
     reset = state.reset(torch.tensor([True, False, False]), rule)
     y, end = case.memorize(slice(6, None), state=reset)
-    near(y[:1], rows_of(case, [0]).memorize(slice(6, None))[0], ROUNDING)
-    near((y[1:], end.weights["w1"][1:]), _rows(case.memorize(slice(6, None), state=state), slice(1, None)), ROUNDING)
+    near(y[:1], rows_of(case, [0]).memorize(slice(6, None))[0], tolerance=ROUNDING)
+    near(
+        (y[1:], end.weights["w1"][1:]),
+        _rows(case.memorize(slice(6, None), state=state), slice(1, None)),
+        tolerance=ROUNDING,
+    )
 
 
 def _rows(result: tuple[Tensor, MemoryState], rows: slice) -> tuple[Tensor, Tensor]:
@@ -86,10 +90,10 @@ def test_a_document_goes_on_in_the_next_call_and_a_new_one_does_not(rule: Rule) 
         y, _ = rows_of(case, [row]).memorize(slice(start, None))
         return y[0, max(5 - start, 0) :]
 
-    near(y[0], alone(0, 0), ROUNDING)
-    near(y[1], alone(1, 5), ROUNDING)
-    near(y[2, :3], alone(2, 2)[:3], ROUNDING)
-    near(y[2, 3:], alone(2, 8), ROUNDING)  # an id that comes back is a new document
+    near(y[0], alone(0, 0), tolerance=ROUNDING)
+    near(y[1], alone(1, 5), tolerance=ROUNDING)
+    near(y[2, :3], alone(2, 2)[:3], tolerance=ROUNDING)
+    near(y[2, 3:], alone(2, 8), tolerance=ROUNDING)  # an id that comes back is a new document
 
 
 @pytest.mark.parametrize("form", ["dual", "scan"])
@@ -125,7 +129,7 @@ def test_gradients_reach_the_initial_state_through_calls_until_it_is_detached(fo
     y, end = case.memorize(slice(6, None), state=middle, form=form)
     start_y, _ = case.memorize(slice(0, 6), form=form)
     found = torch.autograd.grad(score(torch.cat([start_y, y], 1), end), leaves)
-    near(found, whole, ROUNDING)
+    near(found, whole, tolerance=ROUNDING)
     assert all(grad.abs().max() > 0 for grad in found)
 
     y, end = case.memorize(slice(6, None), state=middle.detach(), form=form)
@@ -154,7 +158,7 @@ def test_observations_are_loss_and_gradient_norm_at_the_gradient_point(limit: fl
         begins = t - t % 4
         weights = list(case.memorize(slice(0, begins))[1].weights.values())
         loss, surprise = hand_made(case, weights, t)
-        near((seen.loss[:, t], seen.surprise[:, t]), (loss, surprise), ROUNDING)
+        near((seen.loss[:, t], seen.surprise[:, t]), (loss, surprise), tolerance=ROUNDING)
     assert seen.gates.keys() == case.gates.keys()
     assert all(torch.equal(seen.gates[name], gate) for name, gate in case.gates.items())
 
@@ -166,7 +170,7 @@ def test_observations_are_equal_in_every_form_and_zero_where_masked(rule: Rule) 
     ids = torch.tensor([[0] * 4 + [1] * 7, [0] * 11, [0] * 9 + [1] * 2])
     found = case.observe(mask=mask, segment_ids=ids, form="scan")
     for form in forms(rule):
-        near(case.observe(mask=mask, segment_ids=ids, form=form), found, ROUNDING)
+        near(case.observe(mask=mask, segment_ids=ids, form=form), found, tolerance=ROUNDING)
     for what in (found.loss, found.surprise):
         assert not what[~mask].any()
         assert what[mask].all()
@@ -185,4 +189,4 @@ def test_retrieve_reads_what_was_written(options: dict[str, Any]) -> None:
     _, state = case.memorize()
     still = {name: torch.zeros_like(gate) for name, gate in case.gates.items()}  # momentum 0: nothing moves
     expected, _ = case.memorize(gates=still, state=state)
-    near(memkit.retrieve(case.rule, state, case.q), expected, ROUNDING)
+    near(memkit.retrieve(case.rule, state, case.q), expected, tolerance=ROUNDING)

@@ -66,7 +66,7 @@ def test_only_some_gradients_are_asked_for() -> None:
     alone.k.requires_grad_()
     among.leaves()
     found = [torch.autograd.grad(score(*case.memorize()), case.k)[0] for case in (alone, among)]
-    near(*found, ROUNDING)
+    near(*found, tolerance=ROUNDING)
 
 
 def test_fused_runs_again_under_activation_checkpoints() -> None:
@@ -159,7 +159,7 @@ def test_a_layer_multiplies_in_bfloat16() -> None:
 def test_silu_is_torchs_to_the_third_derivative() -> None:
     z = torch.linspace(-6, 6, 41, dtype=torch.double, requires_grad=True)
     assert ACTIVATIONS["silu"] is silu
-    near(_derivatives(silu, z), _derivatives(torch.nn.functional.silu, z), ROUNDING)
+    near(_derivatives(silu, z), _derivatives(torch.nn.functional.silu, z), tolerance=ROUNDING)
 
 
 def test_reading_without_gradients_maps_over_rows() -> None:
@@ -167,7 +167,7 @@ def test_reading_without_gradients_maps_over_rows() -> None:
     with torch.no_grad():
         found = torch.func.vmap(lambda q: memkit.retrieve(case.rule, case.state, q))(torch.stack([case.q, -case.q]))
         expected = torch.stack([memkit.retrieve(case.rule, case.state, q) for q in (case.q, -case.q)])
-    near(found, expected, ROUNDING)
+    near(found, expected, tolerance=ROUNDING)
 
 
 def _derivatives(function: Any, z: torch.Tensor) -> list[torch.Tensor]:

@@ -115,7 +115,7 @@ def test_documents_across_calls_are_documents_apart(name: str) -> None:
     near(together, apart)
     weights = list(made.parameters())
     grads = [torch.autograd.grad(y.square().sum(), weights) for y in (together, apart)]
-    near(*grads, GRADIENTS)
+    near(*grads, tolerance=GRADIENTS)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

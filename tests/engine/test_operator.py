@@ -60,7 +60,7 @@ def test_products_under_autocast() -> None:
     case, options = Case(dtype=torch.float32, tokens=8), {"products": torch.bfloat16}
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = (everything(case, way, **options) for way in (compiled, as_written))
-    near(found, expected, FLOAT32)
+    near(found, expected, tolerance=FLOAT32)
 
 
 def test_calls_and_documents_one_after_the_other() -> None:

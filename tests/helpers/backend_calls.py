@@ -50,7 +50,7 @@ def agree(run, call: Banded, reference=literally) -> None:
         strict=True,
     ):
         assert a.isfinite().all(), name
-        near(a, b, GRADIENTS)
+        near(a, b, tolerance=GRADIENTS)
 
 
 CASES = {

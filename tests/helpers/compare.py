@@ -9,7 +9,6 @@ draw problems at random, and tests choose theirs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -50,7 +49,7 @@ SMALLEST, LARGEST = 1e-3, 1e4
 """Largest numbers of a reference that says something: none near rounding, none run away."""
 
 
-def near(actual: Any, reference: Any, tolerance: float = VALUES, equal_nan: bool = False) -> None:
+def near(actual: Any, reference: Any, *, tolerance: float = VALUES, equal_nan: bool = False) -> None:
     """Raise `AssertionError` unless two trees (tensors, lists, dicts, states) have the same tensors, to `tolerance`.
 
     Shapes, dtypes and the names of tensors must be equal; integers and booleans exactly.
@@ -75,7 +74,7 @@ def judged(name: str, actual: Tensor, reference: Tensor) -> None:
     assert distance <= VALUES, f"{name} differs by {distance:.1e} of max |reference|"
 
 
-def everything(case: Case, prepared: Callable[[Any], Any] = lambda run: run, **options: Any) -> Outcome:
+def everything(case: Case, prepared: Any = lambda run: run, **options: Any) -> Outcome:
     """Outputs, state and every gradient of `memkit.memorize`, called through what `prepared` makes of the call."""
     given = {"q": case.q, "k": case.k, "v": case.v, "gates": case.gates, "state": case.state}
     memorize = prepared(lambda leaves: memkit.memorize(case.rule, **leaves, **options))

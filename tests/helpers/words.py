@@ -30,9 +30,9 @@ def docstrings(source: str) -> list[str]:
     found = [ast.get_docstring(node) or "" for node in nodes if isinstance(node, DOCUMENTED)]
     for body in (node.body for node in nodes if isinstance(node, ast.Module | ast.ClassDef)):
         for before, node in zip(body, body[1:], strict=False):
-            below = isinstance(before, ast.Assign | ast.AnnAssign) and isinstance(node, ast.Expr)
-            if below and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-                found.append(node.value.value)
+            match node:
+                case ast.Expr(ast.Constant(str(text))) if isinstance(before, ast.Assign | ast.AnnAssign):
+                    found.append(text)
     return [text for text in found if text]
 
 

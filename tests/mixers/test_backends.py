@@ -10,9 +10,10 @@ from torch import Tensor
 
 import stand_ins
 from backend_calls import CASES, RAGGED, TENSORS, agree, question
-from compare import near
+from compare import BFLOAT16, near
 from memkit.mixers.backends import BACKENDS, flash, flex, mamba_ssm_available, memory_efficient, merging, sdpa, ssd
 from memkit.mixers.backends.probes import why_not
+from memkit.testing import same
 
 pytestmark = pytest.mark.usefixtures("fresh_probes")
 
@@ -121,11 +122,11 @@ def test_kernels_on_a_gpu_agree_with_torch(name):
         assert BACKENDS[name].refusal(call) is None
         y = BACKENDS[name].run(call)
         reference = sdpa.run(replace(call, **{n: x.double() for n, x in wide.items()}))
-        near(y.double(), reference, 2e-2)
+        same("y", y.double(), reference, BFLOAT16)
         inputs = [x for x in wide.values() if x.numel()]
         for a, b in zip(
             torch.autograd.grad(y.double().square().sum(), inputs),
             torch.autograd.grad(reference.square().sum(), inputs),
             strict=True,
         ):
-            near(a.double(), b.double(), 4e-2)
+            same("a gradient", a.double(), b.double(), 2 * BFLOAT16)

@@ -24,7 +24,7 @@ def test_the_library_convolves_as_the_sum_of_taps_says(width: int) -> None:
         first = torch.autograd.grad(y.sin().sum(), (line, taps), create_graph=True)
         second = torch.autograd.grad(torch.stack([x.square().sum() for x in first]).sum(), (line, taps))
         found.append([y, *first, *second])
-    near(*found, ROUNDING)
+    near(*found, tolerance=ROUNDING)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -37,7 +37,7 @@ def test_the_convolution_keeps_the_precision_of_its_taps(dtype: torch.dtype) -> 
         y, after = conv(x, tail)
     expected = by_sums(torch.cat([tail, x], 1).double(), conv.taps.double())
     assert y.dtype == torch.float32
-    near(y, expected.float(), FLOAT32_FEW)
+    near(y, expected.float(), tolerance=FLOAT32_FEW)
     assert torch.equal(after, x[:, -3:])
 
 
@@ -58,4 +58,4 @@ def test_under_torch_compile_the_sum_of_taps_runs() -> None:
     conv, x = ShortConv(6), torch.randn(2, 5, 6)
     expected = conv(x, conv.init_tail(2, x))
     found = torch.compile(conv, fullgraph=True, backend="aot_eager")(x, conv.init_tail(2, x))
-    near(found, expected, FLOAT32_FEW)
+    near(found, expected, tolerance=FLOAT32_FEW)

@@ -63,7 +63,7 @@ def test_shards_side_by_side_are_shards_one_after_the_other() -> None:
     near(mixer(later, end)[0], mixer(later, last)[0])
     leaves = [x, *mixer.parameters()]
     grads = [torch.autograd.grad(y.square().sum(), leaves) for y in (whole, steps)]
-    near(*grads, GRADIENTS)
+    near(*grads, tolerance=GRADIENTS)
     assert not grads[0][0][~mask].any()
 
 
@@ -96,7 +96,7 @@ def test_tokens_of_a_write_are_weighed_and_share_the_rate_that_is_stable() -> No
     assert gates["weight"].min() > 0.9
     assert gates["weight"].max() < 1
     assert "weight" not in often.gates(torch.randn(2, 99, DIM))
-    near(often.gates.lr_scale - once.gates.lr_scale, torch.full((HEADS,), 64.0).log(), FLOAT32_FEW)
+    near(often.gates.lr_scale - once.gates.lr_scale, torch.full((HEADS,), 64.0).log(), tolerance=FLOAT32_FEW)
 
 
 def test_reading_does_not_move_the_shard() -> None:

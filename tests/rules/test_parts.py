@@ -36,7 +36,7 @@ def test_products_of_features_are_the_beginning_of_the_exponential(degree: int) 
     features = polynomial(q, degree)
     assert features.shape[-1] == math.comb(4 + degree, degree)
     wanted = sum((q * k).sum(-1) ** j / math.factorial(j) for j in range(degree + 1))
-    near((features * polynomial(k, degree)).sum(-1), wanted, ROUNDING)
+    near((features * polynomial(k, degree)).sum(-1), wanted, tolerance=ROUNDING)
 
 
 @pytest.mark.parametrize("of", ["norm", "entries"])
@@ -85,7 +85,7 @@ def test_retentions_that_are_not_linear() -> None:
     near(elastic, torch.nn.functional.softshrink(moved, 0.5))
     kept = memkit.build("retention", "normalised")
     after = kept.keep(weight, step, kept.init(weight), {})
-    near(after.norm(dim=-2) / weight.norm(dim=-2), torch.ones(2, 3).double(), ROUNDING / 2)
+    near(after.norm(dim=-2) / weight.norm(dim=-2), torch.ones(2, 3).double(), tolerance=ROUNDING / 2)
     near(after / after.norm(dim=-2, keepdim=True), torch.nn.functional.normalize(weight + step, dim=-2))
 
 

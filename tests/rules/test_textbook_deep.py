@@ -105,7 +105,7 @@ def test_memora_keeps_the_logarithms_of_its_weights(over: str, axes: int | tuple
             # The raw weight itself, of which `now` is the softmax.
             w = {n: (1 - x["decay"][t]) * a - x["lr"][t] * grad[n] for n, a in w.items()}
         for n, a in w.items():
-            near(softmax(a) / now[n], torch.ones_like(a), ROUNDING / 2)
+            near(softmax(a) / now[n], torch.ones_like(a), tolerance=ROUNDING / 2)
         return torch.stack(y), w, {}
 
     rule = memkit.build("rule", "memora", over=over, mini_batch=CHUNK)
