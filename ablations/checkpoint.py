@@ -1,8 +1,8 @@
-"""Checkpoints: a folder `checkpoint-<step>` that is there whole or not at all.
+"""Checkpoints: a folder `checkpoint-<step>`, whole or absent.
 
-Weights and what the optimiser keeps of them are safetensors, the rest is JSON: nothing in a checkpoint can run code.
-One process writes `model.safetensors` and `optimizer.safetensors`; ranks that hold shares write a file each, through
-torch.distributed.checkpoint. Either is read by any number of ranks.
+Weights and optimizer state are safetensors, the rest is JSON: nothing in a checkpoint can run code. A single process
+writes `model.safetensors` and `optimizer.safetensors`; ranks with shards write one file each, through
+torch.distributed.checkpoint. Any number of ranks reads either.
 """
 
 from __future__ import annotations
@@ -18,34 +18,36 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ablations.files import difference, read_json, write_json
-from ablations.optimisation import begin_state
+from ablations.optimization import begin_state
 from ablations.train import Row, Training
+from memkit.atomic import put_in_place
 
 PREFIX = "checkpoint-"
-KEPT = "optimizer."  # stands before a weight's name, and `.<what>` after it, for what the optimiser keeps of it
+OPTIMIZER = "optimizer."
+"""Prefix of optimizer state: `optimizer.<weight>.<exp_avg, ...>`."""
 
 
 def save(training: Training, folder: Path) -> Path:
-    """Write a checkpoint into a run's folder, then drop the older ones; return its path. All ranks call it."""
+    """Write a checkpoint into a run's folder, then delete the older ones; return its path. All ranks call it."""
     target = folder / f"{PREFIX}{training.step:06d}"
     part = folder / f".{target.name}.part"
     ranks = training.ranks
-    if ranks.leads:
+    if ranks.is_main:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     ranks.wait()
     if ranks.sharded:
-        _save_shares(_weights(training.model) | _kept(training), part)
-    elif ranks.leads:
+        _save_shards(_weights(training.model) | _optimizer_state(training), part)
+    elif ranks.is_main:
         save_file(_contiguous(_weights(training.model)), part / "model.safetensors")
-        save_file(_contiguous(_kept(training)), part / "optimizer.safetensors")
+        save_file(_contiguous(_optimizer_state(training)), part / "optimizer.safetensors")
     ranks.wait()
-    if ranks.leads:
+    if ranks.is_main:
         rest = {"step": training.step, "seconds": training.seconds}
         write_json(part / "training.json", {**rest, "history": [dataclasses.asdict(row) for row in training.history]})
         older = [path for path in _all(folder) if path != target]
         shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
+        put_in_place(part, target)
         for path in older:
             shutil.rmtree(path)
     ranks.wait()
@@ -53,42 +55,42 @@ def save(training: Training, folder: Path) -> Path:
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint of a run's folder, if there is one."""
+    """Return the newest checkpoint of a run's folder, or None."""
     return max(_all(folder), default=None, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
 
 def restore(training: Training, checkpoint: Path) -> None:
-    """Put a checkpoint's contents into a training that was begun with the same model and settings, by any ranks.
+    """Load a checkpoint into a training of the same model and settings, by any number of ranks.
 
-    Raises `ValueError` when they are not this model's.
+    Raises `ValueError` for a checkpoint of another model.
     """
     rest, held = read_json(checkpoint / "training.json"), _shapes(checkpoint)
-    trained = {x for name, x in training.model.named_parameters() if f"{KEPT}{name}.step" in held}
+    trained = {x for name, x in training.model.named_parameters() if f"{OPTIMIZER}{name}.step" in held}
     if rest["step"] and not trained:
-        raise ValueError(f"{checkpoint} does not say what the optimiser keeps. Delete it to begin afresh.")
+        raise ValueError(f"{checkpoint} has no optimizer state. Delete it to begin afresh.")
     begin_state(training.optimizer, trained)
-    _fill(_weights(training.model) | _kept(training), held, checkpoint, sharded=training.ranks.sharded)
+    _fill(_weights(training.model) | _optimizer_state(training), held, checkpoint, sharded=training.ranks.sharded)
     training.step, training.seconds = rest["step"], rest["seconds"]
     training.history = [Row(**row) for row in rest["history"]]
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:
-    """Read a checkpoint's weights into a model; `ValueError` when they are not this model's."""
-    held = {name: shape for name, shape in _shapes(checkpoint).items() if not name.startswith(KEPT)}
+    """Load a checkpoint's weights into a model; `ValueError` for a checkpoint of another model."""
+    held = {name: shape for name, shape in _shapes(checkpoint).items() if not name.startswith(OPTIMIZER)}
     _fill(_weights(model), held, checkpoint, sharded=False)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """A model's numbers by name, as they lie; tied ones once."""
+    """A model's parameters and saved buffers by name, not copied; tied ones once."""
     state = model.state_dict(keep_vars=True)
     return {name: x for name, x in [*model.named_parameters(), *model.named_buffers()] if name in state}
 
 
-def _kept(training: Training) -> dict[str, Tensor]:
-    """What the optimiser keeps, by name, as it lies."""
+def _optimizer_state(training: Training) -> dict[str, Tensor]:
+    """The optimizer state by name, not copied."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in training.model.named_parameters()}
     state = training.optimizer.state.items()
-    return {f"{KEPT}{names[x]}.{what}": value for x, kept in state for what, value in kept.items()}
+    return {f"{OPTIMIZER}{names[x]}.{key}": value for x, kept in state for key, value in kept.items()}
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -96,10 +98,10 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _shapes(checkpoint: Path) -> dict[str, list[int]]:
-    """The shape of every tensor of a checkpoint by name."""
+    """The shape of every tensor of a checkpoint, by name."""
     if not _is_whole(checkpoint):
         metadata = _reader(checkpoint).read_metadata()
-        return {name: list(found.size) for name, found in metadata.state_dict_metadata.items()}
+        return {name: list(tensor.size) for name, tensor in metadata.state_dict_metadata.items()}
     shapes = {}
     for path in checkpoint.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
@@ -108,13 +110,13 @@ def _shapes(checkpoint: Path) -> dict[str, list[int]]:
 
 
 def _fill(tensors: dict[str, Tensor], held: dict[str, list[int]], checkpoint: Path, *, sharded: bool) -> None:
-    """Read a checkpoint, which holds tensors of these shapes, into tensors that may be a rank's shares."""
+    """Read a checkpoint with tensors of the shapes `held` into tensors, whole or a rank's shards."""
     where = difference(held, {name: list(x.shape) for name, x in tensors.items()}, "")
     if where:
         raise ValueError(f"{checkpoint} does not hold this model's weights: the shape of {where}.")
     tensors = {name: x.detach() for name, x in tensors.items()}
     if sharded or not _is_whole(checkpoint):
-        _load_shares(tensors, checkpoint)
+        _load_shards(tensors, checkpoint)
         return
     for path in checkpoint.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
@@ -122,10 +124,10 @@ def _fill(tensors: dict[str, Tensor], held: dict[str, list[int]], checkpoint: Pa
                 tensors[name].copy_(file.get_tensor(name))
 
 
-# torch.distributed.checkpoint is imported where it is used, because it takes a second that few need to wait for.
+# torch.distributed.checkpoint is imported inside functions: it takes a second, and few runs need it.
 
 
-def _save_shares(tensors: dict[str, Tensor], folder: Path) -> None:
+def _save_shards(tensors: dict[str, Tensor], folder: Path) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -133,7 +135,7 @@ def _save_shares(tensors: dict[str, Tensor], folder: Path) -> None:
     save({name: x.detach() for name, x in tensors.items()}, storage_writer=writer)
 
 
-def _load_shares(tensors: dict[str, Tensor], checkpoint: Path) -> None:
+def _load_shards(tensors: dict[str, Tensor], checkpoint: Path) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
@@ -142,7 +144,7 @@ def _load_shares(tensors: dict[str, Tensor], checkpoint: Path) -> None:
 
 
 def _reader(checkpoint: Path) -> Any:
-    """Reads shares, and whole tensors, into shares or whole tensors."""
+    """A reader of shards and whole tensors into either."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     return HuggingFaceStorageReader(str(checkpoint))

@@ -1,4 +1,4 @@
-"""What this storey adds to the registry: importing this module registers tasks, shipped grids and benchmarks."""
+"""The components of this storey: importing this module registers tasks, shipped grids and benchmarks."""
 
 from ablations.bench import compiling, core, decode, length, models, rounds, rules, stream, triton
 from ablations.grid import register_shipped

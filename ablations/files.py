@@ -1,28 +1,27 @@
-"""Small files written whole or not at all, so that a killed run leaves nothing half-written, and what is in them."""
+"""Text and JSON files, written whole or not at all, so that a killed run leaves nothing half-written."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from memkit.atomic import write_whole
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file; readers see the old content or the new, never a part."""
+    """Write a file whole, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, text.encode())
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Write JSON as `write_text` does."""
+    """Write JSON whole, and the folders above it."""
     write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; `ValueError` names the file when it is not."""
+    """Read JSON; `ValueError` names a file with anything else."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -30,17 +29,17 @@ def read_json(path: Path) -> Any:
 
 
 def check_ours(folder: Path, marker: str) -> None:
-    """Raise `ValueError` when a folder holds something, and not the file that marks it as one of ours."""
+    """Raise `ValueError` if a folder holds anything, but not the file `marker`, which every folder of ours has."""
     if folder.exists() and not (folder / marker).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and is not an output folder. Choose another --out, or empty it.")
 
 
 def difference(held: Any, wanted: Any, place: str) -> str:
-    """The first place where two trees differ, in words; empty when they are equal."""
+    """Describe the first difference between two trees, with its place; empty if they are equal."""
     if isinstance(held, dict) and isinstance(wanted, dict):
         for key in dict.fromkeys([*held, *wanted]):
-            found = difference(held.get(key), wanted.get(key), f"{place}.{key}" if place else str(key))
-            if found:
-                return found
+            inner = difference(held.get(key), wanted.get(key), f"{place}.{key}" if place else str(key))
+            if inner:
+                return inner
         return ""
     return "" if held == wanted else f"{place} is {held!r} there and {wanted!r} here"

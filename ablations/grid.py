@@ -1,4 +1,4 @@
-"""Grids: a baseline and one-factor changes, read from YAML and checked whole before anything is trained."""
+"""Grids: a baseline and one-factor changes, read from YAML and checked completely before any training."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pydantic
 import torch
 
 from ablations.settings import TrainConfig
-from ablations.strict import Settings, load_yaml, parse
+from ablations.strict import Settings, parse
 from memkit.own_files import import_files
 from memkit.registry import Config, UnknownName, build, factory, nearest, register
+from memkit.strict_yaml import load_yaml
 
 BASELINE = "baseline"
 OWN = "The file of one of your own stands in the grid's 'imports:', or is given with --import."
@@ -23,17 +24,17 @@ _SHIPPED = Path(__file__).parent / "grids"
 
 
 class Published(Settings):
-    """Figures of a paper, shown beside ours: the names of its columns, and a row of numbers per variant."""
+    """Figures of a paper, shown beside ours: names of columns, and a row of numbers per variant."""
 
     columns: list[str]
     rows: dict[str, list[float | None]]
 
 
 class ReportNotes(Settings):
-    """What a report says besides the numbers."""
+    """Texts and published figures of a report."""
 
     notes: str = ""
-    source: str = ""  # the table or figure that the grid follows
+    source: str = ""  # the paper's table or figure
     published: Published | None = None
 
 
@@ -41,12 +42,12 @@ class Grid(Settings):
     """A grid file.
 
     - `task`: a task's name, or a mapping of name and options. `train`: see `TrainConfig`, without `seed`.
-    - `baseline`: an architecture's name and options, without the vocabulary, which the task gives.
-    - `variants`: name -> changes to the baseline. No change is the baseline's own row (one called `baseline`
-      is put first where no variant has that). A mapping changes what it names and keeps the rest. Another
-      `name` takes another architecture, with those of the baseline's options that it has too.
-    - `seeds`: how many, or which.
-    - `imports`: Python files of your own that register components the grid names, beside the grid's file.
+    - `baseline`: an architecture's name and options, without the vocabulary size, which the task sets.
+    - `variants`: name -> changes to the baseline. A variant without changes is the baseline's row; if there is none,
+      a row named `baseline` comes first. A mapping changes the options it names and keeps the others. Another `name`
+      is another architecture, and takes over the options of the baseline that it has too.
+    - `seeds`: their number, or a list.
+    - `imports`: Python files of your own with components of the grid; paths are relative to the grid's file.
     """
 
     title: str
@@ -73,29 +74,29 @@ class Grid(Settings):
 
     @property
     def task_config(self) -> Config:
-        """The task as a config."""
+        """Return the task as a config."""
         return Config.of("task", self.task)
 
     def settings(self, seed: int = 0) -> TrainConfig:
-        """How the runs of one seed are trained."""
+        """Return the training settings of one seed."""
         if "seed" in self.train:
             raise ValueError("a grid has no train.seed; its seeds are the key 'seeds', beside 'train'.")
         return parse(TrainConfig, {**self.train, "seed": seed}, "train")
 
     def architectures(self) -> dict[str, dict[str, Any]]:
-        """Every variant's architecture, as a mapping of name and options, in the grid's order."""
+        """Return every variant's architecture, as a mapping of name and options, in the grid's order."""
         rows = {name: changed(self.baseline, changes or {}) for name, changes in self.variants.items()}
         return rows if self.baseline in rows.values() else {BASELINE: self.baseline, **rows}
 
     def baseline_row(self) -> str:
-        """The name of the variant that is the baseline."""
+        """Return the name of the baseline's variant."""
         return next(name for name, made in self.architectures().items() if made == self.baseline)
 
 
 def changed(baseline: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The baseline with changes made, as `Grid` describes; neither is touched.
+    """Return a changed copy of the baseline, as `Grid` describes.
 
-    Raises `ValueError` for an architecture that does not exist.
+    Raises `ValueError` for an unknown architecture.
     """
     name = Config.of("architecture", {**baseline, **changes}).name
     has = inspect.signature(factory("architecture", name)).parameters
@@ -126,9 +127,9 @@ def read_grid(
 ) -> Grid:
     """Read and check a grid: a shipped one by its name, or a file.
 
-    seeds, steps and text (the path of the task `text`) replace what the grid says; imports are added to its own.
-    They are imported here, and named by their full paths in the grid that is returned. Raises `ValueError`,
-    naming the file and the nearest valid key, for anything that could not run.
+    seeds, steps and text (the path of the task `text`) replace those of the grid; imports are added to its own. All
+    imports are run here, and have full paths in the returned grid. Raises `ValueError`, with the file and the nearest
+    valid key, for anything that could not run.
     """
     content, where = _find(source)
     data = load_yaml(content, where)
@@ -149,7 +150,7 @@ def read_grid(
 
 
 def _find(source: str | Path) -> tuple[str, str]:
-    """A grid's text, and what to call it in messages."""
+    """A grid's text, and its name in messages."""
     name, path = str(source), Path(source)
     if name in shipped():
         return (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8"), f"grid {name!r}"
@@ -158,11 +159,11 @@ def _find(source: str | Path) -> tuple[str, str]:
     try:
         return path.read_text(encoding="utf-8"), f"grid {name!r}"
     except UnicodeDecodeError as error:
-        raise ValueError(f"grid {name!r} is no text in UTF-8 ({error}), so it is no YAML. Check the path.") from None
+        raise ValueError(f"grid {name!r} is not UTF-8 text ({error}), so it is not YAML. Check the path.") from None
 
 
 def check(grid: Grid, where: str) -> None:
-    """Raise one `ValueError` with every fault of a grid: task, training, and each variant, built empty."""
+    """Raise one `ValueError` with all faults of a grid: its task, its training, and each variant, built empty."""
     faults: list[str] = []
 
     inherited: set[str] = set()
@@ -178,7 +179,7 @@ def check(grid: Grid, where: str) -> None:
                 inherited.add(fault)
 
     task = attempt("task", lambda: grid.task_config.build())
-    attempt("", grid.settings)  # whose errors name their place
+    attempt("", grid.settings)  # these errors name their place
     vocab_size = 2 if task is None else task.vocab_size
     for name, changes in {BASELINE: {}, **grid.variants}.items():
         place = f"variant {name!r}" if name in grid.variants else BASELINE
@@ -191,7 +192,7 @@ def check(grid: Grid, where: str) -> None:
 
 
 def build_empty(architecture: Mapping[str, Any], vocab_size: int) -> torch.nn.Module:
-    """Build an architecture without memory for its weights, which finds every wrong name, option and size."""
+    """Build an architecture without memory for its weights; this finds every wrong name, option and size."""
     if "vocab_size" in architecture:
         raise ValueError("vocab_size follows from the task. Leave it out of the architecture.")
     with torch.device("meta"):
@@ -199,7 +200,7 @@ def build_empty(architecture: Mapping[str, Any], vocab_size: int) -> torch.nn.Mo
 
 
 def slug(name: str) -> str:
-    """A variant's name as a folder's."""
+    """Turn a variant's name into a folder's."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "variant"
 
 
@@ -222,11 +223,12 @@ def _check_published(grid: Grid) -> None:
         if name not in known:
             raise ValueError(f"there is no variant {name!r}. {nearest(name, known)}")
         if len(values) != len(published.columns):
-            raise ValueError(f"{name!r} has {len(values)} figures for {len(published.columns)} columns.")
+            counts = f"{len(values)} figures for {len(published.columns)} columns"
+            raise ValueError(f"{name!r} has {counts}. Use null for a column without one.")
 
 
 def shipped() -> list[str]:
-    """Names of the grids that come with the package."""
+    """Return the names of the package's grids."""
     return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
 
 

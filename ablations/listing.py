@@ -1,4 +1,4 @@
-"""`memkit list`: what can be built, straight from the registry."""
+"""`memkit list`: all components of the registry."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ LEGEND = (
     "Retention 'a, b': kept as a, used as b. Source: arXiv."
 )
 WIDE = 100
-"""Columns from which the table of rules has room for a line below its head and wider gaps."""
+"""Columns from which the table of rules gets a line below its head and wider gaps."""
 ARXIV = re.compile(r"arXiv[ :]?(\d{4}\.\d{4,5})")
 
 
 def print_kinds(console: Console) -> None:
-    """Every kind and the names that it has, and the table of rules."""
+    """Print every kind with its names, and the table of rules."""
     table = Table("kind", "names", header_style="bold")
     for kind in kinds():
         table.add_row(f"[bold]{kind}[/bold]", escape(", ".join(names(kind))))
     console.print(table)
     console.print()
     print_rules(console)
-    hint = "memkit list KIND tells what each is; memkit list KIND NAME its options."
+    hint = "memkit list KIND describes each component of a kind, memkit list KIND NAME one with its options."
     console.print(hint, style="dim", highlight=False)
 
 
 def print_rules(console: Console) -> None:
-    """Every rule as it is by default: its four choices, the form that runs it, and the paper."""
+    """Print every rule with its defaults: its four choices, its form, and its paper."""
     lines = box.SIMPLE_HEAD if console.width >= WIDE else None
     table = Table(box=lines, header_style="bold", show_edge=False, padding=(0, 1, 0, 0))
     for column in ("rule", "memory", "objective", "retention", "optimizer", "form", "source"):
@@ -53,7 +53,7 @@ def print_rules(console: Console) -> None:
 
 
 def rule_row(name: str) -> list[str]:
-    """Memory, objective, retention, optimizer, form and source of a rule built with its defaults."""
+    """Return memory, objective, retention, optimizer, form and source of a rule built with its defaults."""
     made_by = factory("rule", name)
     try:
         rule: Rule = build("rule", name)
@@ -65,14 +65,14 @@ def rule_row(name: str) -> list[str]:
 
 
 def source(made_by: Callable[..., Any]) -> str:
-    """The first arXiv number in a factory's summary, its file's docstring or what the factory says of options."""
+    """Return the first arXiv number in a factory's summary, its file's docstring or its notes on options."""
     summary, _, options = _documentation(made_by).partition("\n\n")
     found = ARXIV.search(f"{summary}\n{inspect.getdoc(sys.modules.get(made_by.__module__))}\n{options}")
     return found.group(1) if found else ""
 
 
 def _retention(rule: Rule) -> str:
-    """The retention, whether it has a gate for each channel, and what bends the weights before they are used."""
+    """The retention, "by channel" if it has channel gates, and the map from kept to used weights."""
     kept = rule.retention.name + " by channel" * any(gate.per in ("key", "value") for gate in rule.retention.gates)
     if rule.effective is identity:
         return kept
@@ -81,7 +81,7 @@ def _retention(rule: Rule) -> str:
 
 
 def _optimizer(rule: Rule) -> str:
-    """The optimizer, how many steps it takes a token, and over how many tokens it gathers gradients."""
+    """The optimizer, its steps per token, and the number of tokens whose gradients it gathers."""
     name = "GD" if rule.optimizer.name == "gradient_descent" else rule.optimizer.name
     if rule.steps > 1:
         return f"{name}, {rule.steps} steps"
@@ -91,13 +91,13 @@ def _optimizer(rule: Rule) -> str:
 
 
 def _name(part: object) -> str:
-    """A part's own name, or that of its function or class."""
+    """A part's own name, or its function's or class's."""
     return getattr(part, "name", None) or getattr(part, "__name__", None) or type(part).__name__
 
 
 def print_kind(kind: str, console: Console) -> None:
-    """Every name of a kind with the first line of its docstring; `ValueError` for an unknown kind."""
-    table = Table(kind, "what it is", header_style="bold")
+    """Print every name of a kind with the first line of its docstring; `ValueError` for an unknown kind."""
+    table = Table(kind, "description", header_style="bold")
     for name in names(kind):
         table.add_row(f"[bold]{escape(name)}[/bold]", escape(_documentation(factory(kind, name)).partition("\n")[0]))
     console.print(table)
@@ -107,13 +107,13 @@ def print_kind(kind: str, console: Console) -> None:
 
 
 def print_component(kind: str, name: str, console: Console) -> None:
-    """One component: what it is, and its options; `ValueError` for an unknown one."""
+    """Print one component: its description and its options; `ValueError` for an unknown one."""
     made_by = factory(kind, name)
     console.print(f"[bold]{kind} {escape(name)}[/bold]\n")
     console.print(escape(_flowing(_documentation(made_by))), highlight=False)
     if kind == "rule":
         _print_rule(made_by, name, console)
-    if kind == "benchmark":  # it is run and not built: what it takes, the command gives it
+    if kind == "benchmark":  # the command gives its argument
         console.print(f"\nmemkit bench {escape(name)}", style="dim", highlight=False)
         return
     parameters = inspect.signature(made_by).parameters.values()
@@ -131,7 +131,7 @@ def print_component(kind: str, name: str, console: Console) -> None:
 
 
 def _print_rule(made_by: Callable[..., Any], name: str, console: Console) -> None:
-    """A rule's equations, from the docstring of its file, and the form that runs it."""
+    """Print a rule's equations, from the docstring of its file, and its form."""
     equations = inspect.getdoc(sys.modules[made_by.__module__])
     if equations:
         console.print(f"\n{escape(equations)}", highlight=False, soft_wrap=True)
@@ -142,7 +142,7 @@ def _print_rule(made_by: Callable[..., Any], name: str, console: Console) -> Non
 
 
 def _flowing(text: str) -> str:
-    """Paragraphs without the line breaks of the source, for any width; a line `option: what it is` begins anew."""
+    """Join the lines of each paragraph, for any width; a line `option: description` stays a line."""
     return re.sub(r"(?<=\S)\n(?![\s-])(?!\w+(?:, \w+)*: )", " ", text)
 
 
@@ -155,7 +155,7 @@ def _hints(made_by: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _words(hint: Any) -> str:
-    """A type as one writes it: `str | dict | Rule`, `'english' | 'code'`, `list[str | dict]`."""
+    """Write a type as in source code: `str | dict | Rule`, `'english' | 'code'`, `list[str | dict]`."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " | ".join(map(_words, inside))

@@ -1,6 +1,6 @@
-"""Worker processes: many calls of one function, each apart from the others, with news while they run.
+"""Worker processes: many calls of one function, each apart from the others, with events while they run.
 
-Unlike `concurrent.futures`, a worker that is killed costs its own call and no other.
+Unlike `concurrent.futures`, a killed worker costs its own call and no other.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
-class News(Generic[Key]):
-    """What happened to a call: "news" (what the function sent), "done" (its result) or "failed" (why)."""
+class Event(Generic[Key]):
+    """An event of a call: "progress" (a value that the function sent), "done" (its result) or "failed" (the reason)."""
 
     key: Key
     kind: str
@@ -38,18 +38,18 @@ class _Worker(Generic[Key]):
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Count the processor cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_all(
     function: Callable[..., Any], calls: Mapping[Key, tuple[Any, ...]], workers: int, *, fresh: bool = False
-) -> Generator[News[Key], None, None]:
+) -> Generator[Event[Key], None, None]:
     """Make every call `function(*arguments, send)` in worker processes of one torch thread each.
 
-    Yields news as it comes. `send(value)` inside the function is "news" here; each call ends with one
-    "done" or "failed". Function and arguments must be picklable. Ending the iteration ends the workers.
-    fresh: a new process for every call, where what the last one left behind would matter.
+    Yields events as they come: "progress" for each `send(value)` inside the function, then one "done" or "failed"
+    per call. Function and arguments must be picklable. Ending the iteration ends the workers.
+    fresh: a new process for every call, so that no call meets the remains of another.
     """
     waiting = list(calls.items())
     running: list[_Worker[Key]] = []
@@ -59,12 +59,12 @@ def run_all(
                 running.append(_start(function, *waiting.pop(0)))
             for connection in wait([worker.connection for worker in running]):
                 worker = next(worker for worker in running if worker.connection is connection)
-                news = _hear(worker)
+                event = _receive(worker)
                 goes_on = not fresh and worker.process.is_alive()
-                if news.kind != "news" and not (goes_on and _give(worker, waiting)):
+                if event.kind != "progress" and not (goes_on and _give(worker, waiting)):
                     running.remove(worker)
                     _stop(worker)
-                yield news
+                yield event
     finally:
         for worker in running:
             _stop(worker)
@@ -89,14 +89,14 @@ def _give(worker: _Worker[Key], waiting: list[tuple[Key, tuple[Any, ...]]]) -> b
     return True
 
 
-def _hear(worker: _Worker[Key]) -> News[Key]:
+def _receive(worker: _Worker[Key]) -> Event[Key]:
     try:
         kind, value, details = worker.connection.recv()
     except (EOFError, OSError):
         worker.process.join()
         reason = f"its process ended with exit code {worker.process.exitcode} (killed, or out of memory?)"
-        return News(worker.key, "failed", reason)
-    return News(worker.key, kind, value, details)
+        return Event(worker.key, "failed", reason)
+    return Event(worker.key, kind, value, details)
 
 
 def _stop(worker: _Worker[Any]) -> None:
@@ -106,14 +106,14 @@ def _stop(worker: _Worker[Any]) -> None:
 
 
 def _serve(function: Callable[..., Any], connection: Connection) -> None:
-    """The life of a worker process."""
+    """Answer calls until the parent closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):  # the parent is gone
         while True:
             arguments = connection.recv()
             try:
-                answer = ("done", function(*arguments, lambda value: connection.send(("news", value, ""))), "")
+                answer = ("done", function(*arguments, lambda value: connection.send(("progress", value, ""))), "")
             except Exception as error:
                 answer = ("failed", f"{type(error).__name__}: {error}", traceback.format_exc())
             connection.send(answer)

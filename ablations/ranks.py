@@ -1,7 +1,7 @@
-"""The processes that train one model together, as torchrun starts them; a process alone is a group of one.
+"""Ranks: the processes of torchrun that train one model together; a single process is a group of one.
 
-Every rank draws the whole batch from the step's seed and keeps its own rows: nobody has to be told what the others
-read, and together they read what one process would.
+Every rank draws the whole batch from the step's seed and keeps its own rows. So ranks need not exchange data, and
+together they read the batch of a single process.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 Parallel = Literal["ddp", "fsdp", "sequence"]
 NUMBERS, ADDRESS = ("LOCAL_RANK", "RANK", "WORLD_SIZE"), ("MASTER_ADDR", "MASTER_PORT")
-"""What torchrun sets in the environment of each process."""
+"""Environment variables that torchrun sets for each process."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `size` that train one model, and how they share it.
+    """This process among `size` ranks of one model, and their way of sharing the work.
 
-    "ddp": every rank holds all weights. "fsdp": every rank holds its share of each weight, of its gradient and of
-    what the optimiser keeps of it (FSDP2), and a block's weights are whole only while the block runs. "sequence":
-    every rank holds all weights, and reads its part of every row instead of its rows.
+    "ddp": every rank holds all weights. "fsdp": every rank holds its shard of each weight, of its gradient and of its
+    optimizer state (FSDP2), and a block's weights are whole only while the block runs. "sequence": every rank holds
+    all weights, and reads its part of every row instead of its rows.
     """
 
     rank: int = 0
@@ -44,27 +44,27 @@ class Ranks:
     parallel: Parallel | None = None
 
     @property
-    def leads(self) -> bool:
-        """Whether this is the rank that writes and speaks."""
+    def is_main(self) -> bool:
+        """True for rank 0, which alone writes files and messages."""
         return self.rank == 0
 
     @property
     def sharded(self) -> bool:
-        """Whether a rank holds only its shares."""
+        """True if a rank holds only shards of the weights."""
         return self.parallel == "fsdp"
 
-    def spread(self, model: nn.Module) -> nn.Module:
-        """What to call in the model's place in training, so that the ranks' gradients are averaged.
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the module to call in training instead of the model, so that ranks average their gradients.
 
-        Shards the model itself under "fsdp": make the optimiser afterwards. Raises `ValueError` where its blocks
-        cannot be shared.
+        Under "fsdp" the model itself is sharded: make the optimizer afterwards. Raises `ValueError` for a model whose
+        blocks cannot be shared.
         """
         if self.parallel == "ddp":
             return nn.parallel.DistributedDataParallel(model)
         if self.parallel == "sequence":
             if isinstance(model, LanguageModel) and model.checkpoint:
                 raise ValueError(
-                    "checkpoint=True runs blocks again backward, when no other rank hands on their state. "
+                    "checkpoint=True runs blocks again in the backward pass, when no other rank sends their state. "
                     "Use recompute= of the memories instead, or --parallel fsdp."
                 )
             return SequenceParallel(model, _blocks(model))
@@ -72,9 +72,9 @@ class Ranks:
 
     def _shard(self, model: nn.Module) -> nn.Module:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard  # here, because it takes a while that few need to wait for
+        from torch.distributed.fsdp import fully_shard  # here, because it is slow to import and rarely used
 
-        # A block's state holds views of its weights. Nothing writes into a state, which is what torch warns of.
+        # A block's state holds views of its weights. Torch warns of writes into them, and nothing writes into a state.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(next(model.parameters()).device.type, (self.size,))
         for module in [*_blocks(model), model]:
@@ -83,7 +83,7 @@ class Ranks:
 
     @contextmanager
     def whole(self, model: nn.Module) -> Iterator[None]:
-        """All weights on every rank, also between calls of the model; all ranks must enter and leave together."""
+        """Gather all weights on every rank, also between calls; all ranks must enter and leave together."""
         if not self.sharded:
             yield
             return
@@ -101,49 +101,49 @@ class Ranks:
                 shard.reshard()
             root.reshard()
 
-    def put_away(self, model: nn.Module) -> None:
-        """Shard what a forward pass leaves whole for the backward pass, when there is none."""
+    def reshard(self, model: nn.Module) -> None:
+        """Shard weights again after a forward pass without a backward pass, which leaves them whole."""
         if self.sharded:
             cast("FSDPModule", model).reshard()
 
     def part(self, batch: Batch) -> Batch:
-        """This rank's rows, or its part of all rows; what does not divide equally makes the first ranks' larger."""
+        """Return this rank's rows, or its part of all rows; a remainder goes to the first ranks."""
         axis = int(self.parallel == "sequence")
         return Batch(*(x.tensor_split(self.size, axis)[self.rank] for x in (batch.ids, batch.targets)))
 
     def clip(self, called: nn.Module, most: float) -> Tensor:
-        """Scale the gradients of what `spread` returned to a norm of at most `most`, and return what it was."""
+        """Scale the gradients of a module of `wrap` to a norm of at most `most`, and return the norm before."""
         if isinstance(called, SequenceParallel):
             called.average_gradients()
         norm: Any = nn.utils.clip_grad_norm_(called.parameters(), most)
         return norm.full_tensor() if self.sharded else norm
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over all ranks."""
+        """Sum over all ranks, in place."""
         if self.parallel is not None:
             dist.all_reduce(values)
         return values
 
     def wait(self) -> None:
-        """Go on when all ranks are here."""
+        """Wait until all ranks are here."""
         if self.parallel is not None:
             dist.barrier()
 
 
-ALONE = Ranks()
+SINGLE = Ranks()
 
 
 def _blocks(model: nn.Module) -> list[Block]:
-    """The blocks of a language model, in the order in which they run."""
+    """The blocks of a language model, in their order."""
     return [block for block in model.modules() if isinstance(block, Block)]
 
 
 @contextmanager
 def join(parallel: Parallel | None, config: TrainConfig) -> Iterator[Ranks]:
-    """Meet the other ranks that torchrun started, if it did; parallel None means "ddp" then.
+    """Meet the other ranks of torchrun, if it started this process; parallel=None then means "ddp".
 
-    Raises `ValueError` where there are none to share with, where the environment says only in part who they are, and
-    where batch or device cannot be shared.
+    Raises `ValueError` for a `parallel` without torchrun, an incomplete environment, and a batch or a device that
+    ranks cannot share.
     """
     if "LOCAL_RANK" not in os.environ:
         if parallel is not None:
@@ -151,7 +151,7 @@ def join(parallel: Parallel | None, config: TrainConfig) -> Iterator[Ranks]:
                 f"--parallel {parallel} is for several processes, and torchrun did not start this one. Use "
                 f"`torchrun --nproc-per-node 2 --no-python memkit train --parallel {parallel} ...`, or leave it out."
             )
-        yield ALONE
+        yield SINGLE
         return
     size, local = _place()
     parallel = parallel or "ddp"
@@ -167,7 +167,7 @@ def join(parallel: Parallel | None, config: TrainConfig) -> Iterator[Ranks]:
 
 
 def _place() -> tuple[int, int]:
-    """How many ranks there are, and which of this machine's this one is; `ValueError` where that is not said."""
+    """The number of ranks, and this rank's number on its machine; `ValueError` for an incomplete environment."""
     wrong = [name for name in NUMBERS if not os.environ.get(name, "").isdecimal()]
     wrong += [name for name in ADDRESS if not os.environ.get(name)]
     if wrong:
@@ -176,13 +176,13 @@ def _place() -> tuple[int, int]:
         )
         raise ValueError(
             f"LOCAL_RANK is set, as in a process that torchrun starts, but {said}. Start ranks with torchrun, which "
-            "sets all that they need to meet, or unset LOCAL_RANK to train in one process."
+            "sets all of these, or unset LOCAL_RANK to train in one process."
         )
     return int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
 
 
 def _check_shares(parallel: Parallel, size: int, local: int, config: TrainConfig) -> None:
-    """Raise `ValueError` unless every rank gets as much as the others, and a device of its own."""
+    """Raise `ValueError` unless all ranks get equal shares, and each a device of its own."""
     if parallel != "sequence" and config.batch % size:
         below = config.batch // size * size
         near = " or ".join(f"batch={n}" for n in (below, below + size) if n)

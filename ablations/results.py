@@ -1,4 +1,4 @@
-"""What an output folder holds, as data: `results.json`, which every report is made from."""
+"""The results of a grid's folder as data: `results.json`, the source of every report."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ablations.files import read_json, write_json
 from ablations.grid import slug
 
 GRID_FILE, RESULTS_FILE = "grid.json", "results.json"
-MISSING = "missing"  # a run that has not ended yet
-TROUBLE = (run.DIVERGED, run.FAILED)
+MISSING = "missing"  # a run without a result yet
+UNSUCCESSFUL = (run.DIVERGED, run.FAILED)
 
 
 @dataclass(frozen=True)
 class Summary:
     """One variant over its finished seeds.
 
-    values are the headline metric at the last step, one a seed; curve is (tokens, mean, least, largest) at
-    each evaluation that all of them reached; solved is the step of the first evaluation that solved the task, one
-    a run that was evaluated, None where none did; troubles are the messages of runs that failed.
+    values: the headline metric at the last step, one per seed. curve: (tokens, mean, least, largest) at each
+    evaluation common to all seeds. solved: the step of the first evaluation that solved the task, one per evaluated
+    run, None for a run that never did. failures: messages of failed runs.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Summary:
     state_bytes: int | None
     tokens_per_second: float | None
     seconds: float | None
-    troubles: list[str]
+    failures: list[str]
 
     @property
     def mean(self) -> float | None:
@@ -54,7 +54,7 @@ def run_folder(out: Path, variant: str, seed: int) -> Path:
 def collect(out: Path) -> dict[str, Any]:
     """Read a grid's folder, finished or not, write `results.json` and return its contents.
 
-    Raises `ValueError` when the folder holds no grid.
+    Raises `ValueError` for a folder without a grid.
     """
     path = out / GRID_FILE
     if not path.exists():
@@ -65,9 +65,9 @@ def collect(out: Path) -> dict[str, Any]:
         for variant in grid["definition"]["variants"]
         for seed in grid["seeds"]
     ]
-    found = {**grid, "runs": runs}
-    write_json(out / RESULTS_FILE, found)
-    return found
+    results = {**grid, "runs": runs}
+    write_json(out / RESULTS_FILE, results)
+    return results
 
 
 def _read_run(folder: Path) -> dict[str, Any]:
@@ -76,18 +76,18 @@ def _read_run(folder: Path) -> dict[str, Any]:
 
 
 def summaries(results: dict[str, Any]) -> list[Summary]:
-    """One summary a variant, in the grid's order."""
+    """Return one summary per variant, in the grid's order."""
     return [
-        _summarise(variant, [one for one in results["runs"] if one["variant"] == variant], results["metric"])
+        _summarize(variant, [one for one in results["runs"] if one["variant"] == variant], results["metric"])
         for variant in results["definition"]["variants"]
     ]
 
 
-def _summarise(variant: str, runs: list[dict[str, Any]], measured: dict[str, Any]) -> Summary:
+def _summarize(variant: str, runs: list[dict[str, Any]], measured: dict[str, Any]) -> Summary:
     metric = measured["name"]
     done = [one for one in runs if one["status"] == run.FINISHED]
     seen = [one for one in runs if one["history"]]
-    shown = done or seen  # a variant that never finished still shows how far it came
+    shown = done or seen  # a variant that never finished still shows its progress
     curve = []
     for rows in zip(*(one["history"] for one in shown), strict=False):
         values = [row["held_out"][metric] for row in rows]
@@ -105,12 +105,12 @@ def _summarise(variant: str, runs: list[dict[str, Any]], measured: dict[str, Any
         state_bytes=done[0]["state_bytes"] if done else None,
         tokens_per_second=mean("tokens_per_second"),
         seconds=mean("seconds"),
-        troubles=[one["message"] for one in runs if one["status"] in TROUBLE],
+        failures=[one["message"] for one in runs if one["status"] in UNSUCCESSFUL],
     )
 
 
 def _first_solved(history: list[dict[str, Any]], metric: dict[str, Any]) -> int | None:
-    """The step of the first evaluation that reached what counts as solved; None where none did, or nothing counts."""
+    """The step of the first evaluation that solved the task; None if none did, or if the metric has no such value."""
     enough, sign = metric.get("solved"), 1 if metric["direction"] == "higher" else -1
     if enough is None:
         return None
@@ -118,5 +118,5 @@ def _first_solved(history: list[dict[str, Any]], metric: dict[str, Any]) -> int 
 
 
 def failed(results: dict[str, Any]) -> bool:
-    """Whether any run of the grid diverged or broke off."""
-    return any(one["status"] in TROUBLE for one in results["runs"])
+    """Return True if any run of the grid diverged or stopped with an error."""
+    return any(one["status"] in UNSUCCESSFUL for one in results["runs"])

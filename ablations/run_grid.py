@@ -1,4 +1,4 @@
-"""Running a grid: every variant and seed, in parallel, each in its own folder, whatever happens to the others."""
+"""Running a grid: every variant and seed in parallel, each in its own folder, none affected by another's failure."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ablations import run
 from ablations.files import check_ours, difference, read_json, write_json
 from ablations.grid import Grid
-from ablations.pool import News, cores, run_all
+from ablations.pool import Event, cores, run_all
 from ablations.results import GRID_FILE, collect, run_folder
 from ablations.run import RunSpec
 from memkit.checks import positive
 from memkit.own_files import digest
+from memkit.strict_yaml import dump_yaml
 
 Key = tuple[str, int]  # variant, seed
-NEWS_SECONDS = 0.25
+PROGRESS_SECONDS = 0.25
 
 
 def run_grid(
@@ -33,13 +33,13 @@ def run_grid(
     *,
     jobs: int | None = None,
     on_start: Callable[[dict[Key, RunSpec], int], None] = lambda todo, kept: None,
-    on_news: Callable[[News[Key]], None] = lambda news: None,
+    on_event: Callable[[Event[Key]], None] = lambda event: None,
 ) -> dict[str, Any]:
-    """Run what the folder does not hold yet, and return its results.
+    """Run every run that the folder does not hold yet, and return all results.
 
-    jobs: worker processes, as many as there are cores unless given. on_start hears what is to be run and how
-    many runs were kept from before; on_news hears (step, loss) of each run, and its end. Raises
-    `ValueError`, before anything is touched, when the folder holds something else.
+    jobs: worker processes; default: one per core. on_start is called with the runs to do and the number of finished
+    runs kept from before; on_event with (step, loss) of each run, and with its end. Raises `ValueError`, before
+    anything is touched, if the folder holds something else.
     """
     jobs = cores() if jobs is None else jobs
     positive("jobs", jobs)
@@ -62,38 +62,38 @@ def run_grid(
     calls = {key: (spec, run_folder(out, *key)) for key, spec in todo.items()}
     try:
         with closing(run_all(_work, calls, min(jobs, len(calls)))) as everything:
-            for news in everything:
-                if news.kind == "failed":
-                    message = f"{todo[news.key].name} failed: {news.value}"
-                    run.record_failure(run_folder(out, *news.key), message, news.details or message)
-                on_news(news)
-    finally:  # an interrupted grid reports what it has
+            for event in everything:
+                if event.kind == "failed":
+                    message = f"{todo[event.key].name} failed: {event.value}"
+                    run.record_failure(run_folder(out, *event.key), message, event.details or message)
+                on_event(event)
+    finally:  # an interrupted grid reports its finished runs
         results = collect(out)
     return results
 
 
 def _written(grid: Grid) -> dict[str, Any]:
-    """The grid as its author wrote it, files by name."""
+    """Return the grid as its author wrote it, files by name."""
     written = grid.model_dump(exclude_defaults=True)
     return written | ({"imports": [Path(file).name for file in grid.imports]} if grid.imports else {})
 
 
 def _digests(grid: Grid) -> dict[str, str]:
-    """The user's files and what is in them: numbers depend on that."""
+    """Digests of the user's files by path: numbers depend on their content."""
     return {file: digest(file) for file in grid.imports}
 
 
 def _work(spec: RunSpec, folder: Path, send: Callable[[Any], None]) -> dict[str, Any]:
-    """One run in a worker process, with news of (step, loss) a few times a second."""
-    told = 0.0
+    """Execute one run in a worker process; send (step, loss) a few times per second."""
+    sent = 0.0
 
-    def tell(step: int, loss: float) -> None:
-        nonlocal told
-        if time.monotonic() - told > NEWS_SECONDS:
-            told = time.monotonic()
+    def on_step(step: int, loss: float) -> None:
+        nonlocal sent
+        if time.monotonic() - sent > PROGRESS_SECONDS:
+            sent = time.monotonic()
             send((step, loss))
 
-    return run.execute(spec, folder, tell)
+    return run.execute(spec, folder, on_step)
 
 
 def _finished(folder: Path) -> bool:
@@ -102,7 +102,7 @@ def _finished(folder: Path) -> bool:
 
 
 def _claim(grid: Grid, task: Any, out: Path) -> None:
-    """Make the folder this grid's, with the seeds of earlier calls; `ValueError` when it holds anything else."""
+    """Write the grid into its folder, with the seeds of earlier calls; `ValueError` if that is not this grid's."""
     path = out / GRID_FILE
     check_ours(out, GRID_FILE)
     described = _describe(grid, task)
@@ -124,7 +124,7 @@ def _describe(grid: Grid, task: Any) -> dict[str, Any]:
         "title": grid.title,
         "description": grid.description,
         "report": grid.report.model_dump(),
-        "definition": {  # all that the numbers of one seed depend on
+        "definition": {  # everything that the numbers of one seed depend on
             "task": {"name": grid.task_config.name, **grid.task_config.options},
             "train": grid.settings().model_dump(exclude={"seed", "compile"}),
             "variants": grid.architectures(),
@@ -136,7 +136,7 @@ def _describe(grid: Grid, task: Any) -> dict[str, Any]:
         "metric": {key: getattr(metric, key) for key in ("name", "unit", "direction", "solved")},
         "yardstick": vars(task.yardstick),
         "length": task.length,
-        "text": yaml.safe_dump(_written(grid), sort_keys=False, width=100),
+        "text": dump_yaml(_written(grid), width=100),
         "environment": {
             "memkit": version("memkit"),
             "torch": torch.__version__,

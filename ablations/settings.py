@@ -1,4 +1,4 @@
-"""What a training run may be told."""
+"""Settings of a training run."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ablations.strict import Settings
 
 
 class TrainConfig(Settings):
-    """How to train; the data and the initial weights follow from `seed` alone."""
+    """Settings of a training run; data and initial weights follow from `seed` alone."""
 
     steps: int = pydantic.Field(default=1000, ge=1)
-    batch: int = pydantic.Field(default=16, ge=1)  # rows a step
-    lr: float = pydantic.Field(default=3e-3, gt=0, allow_inf_nan=False)  # at its peak
-    warmup: float = pydantic.Field(default=0.1, ge=0, le=1)  # share of the steps in which lr rises
-    final_lr: float = pydantic.Field(default=0.1, ge=0, le=1)  # share of lr at which the cosine ends
+    batch: int = pydantic.Field(default=16, ge=1)  # rows per step
+    lr: float = pydantic.Field(default=3e-3, gt=0, allow_inf_nan=False)  # the peak
+    warmup: float = pydantic.Field(default=0.1, ge=0, le=1)  # share of the steps with a rising lr
+    final_lr: float = pydantic.Field(default=0.1, ge=0, le=1)  # lr at the end of the cosine, as a share of the peak
     weight_decay: float = pydantic.Field(default=0.1, ge=0, allow_inf_nan=False)
-    clip: float | None = pydantic.Field(default=1.0, gt=0)  # largest norm of the whole gradient; null: any
-    eval_every: int = pydantic.Field(default=100, ge=1)  # steps from one row of the history to the next
+    clip: float | None = pydantic.Field(default=1.0, gt=0)  # largest norm of the whole gradient; null: no limit
+    eval_every: int = pydantic.Field(default=100, ge=1)  # steps between rows of the history
     seed: int = pydantic.Field(default=0, ge=0)
     device: str = "cpu"  # "cpu", "cuda", "cuda:1", ...; "auto": a GPU if there is one
-    compile: bool = False  # the blocks of memories, as memkit.compile_blocks says
+    compile: bool = False  # compile the blocks of memories, see memkit.compile_blocks
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"  # bfloat16: autocast over float32 weights
 
     @pydantic.field_validator("device")
@@ -35,7 +35,7 @@ class TrainConfig(Settings):
 
 
 def find_device(name: str) -> torch.device:
-    """The torch device of a name; `ValueError` when this machine does not have it."""
+    """Return the torch device of a name; `ValueError` if this machine does not have it."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
         return accelerator or torch.device("cpu")

@@ -1,62 +1,22 @@
-"""Strict reading of what people write by hand: YAML without surprises, settings without unknown keys."""
+"""Strict settings from mappings and from `key=value` pairs: no unknown keys, no silent conversions."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import pydantic
-import yaml
 
 from memkit.registry import nearest
+from memkit.strict_yaml import load_yaml
 
 Model = TypeVar("Model", bound="Settings")
 
 
 class Settings(pydantic.BaseModel):
-    """Base of all settings: frozen, no unknown keys, no silent conversions; read them with `parse`."""
+    """Base of all settings: frozen, no unknown keys, no silent conversions; `parse` reads them."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, but `3e-3` is a number and a key that is given twice is an error."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    held: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in held:
-            raise yaml.constructor.ConstructorError(
-                problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark
-            )
-        held[key] = loader.construct_object(value_node, deep=True)
-    return held
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_implicit_resolver(  # YAML 1.2 floats; 1.1 wants a dot and reads 3e-3 as text
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"), list("-+0123456789")
-)
-
-
-def load_yaml(text: str, where: str) -> Any:
-    """Read YAML; `ValueError` names the place when it is not YAML or gives a key twice."""
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise ValueError(f"{where} is not valid YAML: {_fault(error)}.") from None
-
-
-def _fault(error: yaml.YAMLError) -> str:
-    """What is wrong and in which line, in one line and without a picture of the place."""
-    if not isinstance(error, yaml.MarkedYAMLError):
-        return " ".join(str(error).split())
-    told = ((error.context, error.context_mark), (error.problem, error.problem_mark))
-    places = [(what, f" (line {mark.line + 1}, column {mark.column + 1})" if mark else "") for what, mark in told]
-    return ": ".join(f"{what}{place}" for what, place in places if what)
 
 
 def parse(model: type[Model], data: Any, where: str) -> Model:
@@ -71,13 +31,13 @@ def parse(model: type[Model], data: Any, where: str) -> Model:
 
 def assignments(pairs: Iterable[str]) -> dict[str, Any]:
     """Read `key=value` pairs as nested options: values are YAML, dots in keys reach inside mappings."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         *path, last = key.split(".")
         if not equals or not all([*path, last]):
             raise ValueError(f"an option is key=value, such as dim=64 or rule.depth=1; got {pair!r}.")
-        inside = found
+        inside = options
         for part in path:
             inside = inside.setdefault(part, {})
             if not isinstance(inside, dict):
@@ -87,7 +47,7 @@ def assignments(pairs: Iterable[str]) -> dict[str, Any]:
         if last in inside:
             raise ValueError(f"the option {key!r} is given twice.")
         inside[last] = load_yaml(value, f"the option {pair!r}")
-    return found
+    return options
 
 
 def _reason(model: type[Settings], item: Any, where: str) -> str:
@@ -103,7 +63,7 @@ def _reason(model: type[Settings], item: Any, where: str) -> str:
 
 
 def _keys(model: type[Settings], path: list[Any]) -> list[str]:
-    """The known keys of the settings that lie at a path inside a model."""
+    """The known keys of the settings at a path inside a model."""
     for part in path:
         kinds = [model.model_fields[part].annotation] if part in model.model_fields else []
         inner = [k for kind in kinds for k in (kind, *getattr(kind, "__args__", ())) if isinstance(k, type)]

@@ -1,8 +1,8 @@
 """Training: one step, one loop, one evaluation.
 
-A step is a function of the weights, the optimiser's state, the seed and the step's number, and of nothing
-else. So the same seed gives the same numbers, and a run resumed from a checkpoint equals an unbroken one.
-Several ranks take the steps of one process together, each with its rows of every batch, and differ in rounding alone.
+A step is a function of weights, optimizer state, seed and step number alone. So the same seed gives the same numbers,
+and a run resumed from a checkpoint equals an unbroken one. Several ranks together take the steps of one process, each
+with its rows of every batch, and differ from it by rounding alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ablations.optimisation import learning_rate, make_optimizer
-from ablations.ranks import ALONE, Ranks
+from ablations.optimization import learning_rate, make_optimizer
+from ablations.ranks import SINGLE, Ranks
 from ablations.settings import TrainConfig, find_device
 from ablations.tasks.base import IGNORE, Batch, Task
 from memkit import compile_blocks
@@ -31,8 +31,8 @@ from memkit.divergence import DivergedError, find_divergence
 class Row:
     """One line of a history.
 
-    train_loss is the mean in nats a target since the last row, held_out the task's metrics by name,
-    seconds the time spent in training steps so far, evaluations not counted.
+    train_loss: mean nats per target since the last row. held_out: the task's metrics by name. seconds: time of the
+    training steps so far, without evaluations.
     """
 
     step: int
@@ -45,7 +45,7 @@ class Row:
 
 @dataclass
 class Training:
-    """All that training changes, and so all that a checkpoint holds; and what to call in the model's place, by whom."""
+    """Everything that training changes, which is the content of a checkpoint; `called` runs instead of the model."""
 
     model: nn.Module
     optimizer: torch.optim.AdamW
@@ -57,7 +57,7 @@ class Training:
 
 
 def make_model(build: Callable[[], nn.Module], config: TrainConfig) -> nn.Module:
-    """Build a model whose initial weights follow from the seed, on the configured device."""
+    """Build a model on the configured device, with initial weights from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build()
@@ -65,9 +65,9 @@ def make_model(build: Callable[[], nn.Module], config: TrainConfig) -> nn.Module
     return model.to(device=find_device(config.device), dtype=dtype)
 
 
-def begin(model: nn.Module, config: TrainConfig, ranks: Ranks = ALONE) -> Training:
-    """A training that has taken no step yet."""
-    called = ranks.spread(model)
+def begin(model: nn.Module, config: TrainConfig, ranks: Ranks = SINGLE) -> Training:
+    """Return a training before its first step."""
+    called = ranks.wrap(model)
     return Training(model, make_optimizer(model, config), called, ranks)
 
 
@@ -80,11 +80,11 @@ def train(
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     on_row: Callable[[Training], None] = lambda training: None,
 ) -> None:
-    """Take the steps that are left.
+    """Take the remaining steps.
 
-    on_step hears every step's number and loss, on_row every new row of the history (save a checkpoint
-    there). Raises `DivergedError`, naming model, step, layer, head and token, at the first loss or gradient that
-    is not finite; the weights are those that showed it.
+    on_step is called with every step's number and loss, on_row after every new row of the history (save a checkpoint
+    there). Raises `DivergedError`, with model, step, layer, head and token, at the first loss or gradient that is not
+    finite; the weights are then those before that step.
     """
     losses: list[float] = []
     with torch.random.fork_rng(devices=[]), compile_blocks() if config.compile else nullcontext():
@@ -97,9 +97,9 @@ def train(
                 on_row(training)
 
 
-def evaluate(model: nn.Module, task: Task, config: TrainConfig, ranks: Ranks = ALONE) -> dict[str, float]:
-    """The task's metrics, by name, over its held-out rows."""
-    sums = torch.zeros(len(task.metrics) + 1, dtype=torch.float64)  # and how many targets there are
+def evaluate(model: nn.Module, task: Task, config: TrainConfig, ranks: Ranks = SINGLE) -> dict[str, float]:
+    """Return the task's metrics over its held-out rows, by name."""
+    sums = torch.zeros(len(task.metrics) + 1, dtype=torch.float64)  # the last one: the number of targets
     model.eval()
     with torch.no_grad():
         for batch in task.held_out():
@@ -107,7 +107,7 @@ def evaluate(model: nn.Module, task: Task, config: TrainConfig, ranks: Ranks = A
             sums[-1] += len(targets)
             sums[:-1] += torch.stack([m.per_target(logits, targets).cpu().double().sum() for m in task.metrics])
     model.train()
-    ranks.put_away(model)
+    ranks.reshard(model)
     *totals, count = ranks.total(sums).tolist()
     return {m.name: total / count for m, total in zip(task.metrics, totals, strict=True)}
 
@@ -116,19 +116,19 @@ def _step(training: Training, task: Task, config: TrainConfig, name: str) -> flo
     """Take one step and return its loss."""
     started = time.perf_counter()
     optimizer, step, ranks = training.optimizer, training.step, training.ranks
-    torch.manual_seed(_draw(config.seed, step, 1 + ranks.rank))  # for models that draw, such as dropout
+    torch.manual_seed(_draw(config.seed, step, 1 + ranks.rank))  # for models with random numbers, such as dropout
     generator = torch.Generator().manual_seed(_draw(config.seed, step, 0))
     batch = task.batch(generator, config.batch)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
     optimizer.zero_grad(set_to_none=True)
     logits, targets = _predict(training.called, ranks.part(batch), config)
-    # The mean over all ranks' targets, of which this one may have more or fewer than others: gradients are averaged.
+    # The mean over all ranks' targets; ranks may have different numbers of them, and gradients are averaged.
     loss = F.cross_entropy(logits, targets, reduction="sum") / (int((batch.targets != IGNORE).sum()) / ranks.size)
     loss.backward()
     norm = ranks.clip(training.called, config.clip or math.inf)
     both = ranks.total(torch.stack([loss.detach(), norm.to(loss.dtype)]))
-    value, size = (both / ranks.size).tolist()  # one wait for the device
+    value, size = (both / ranks.size).tolist()  # the only wait for the device
     if not (math.isfinite(value) and math.isfinite(size)):
         seen = f"{name} diverged at step {step + 1} of {config.steps}: loss {value:.4g}, gradient norm {size:.4g}."
         raise _diverged(training, [batch], config, seen)
@@ -139,15 +139,15 @@ def _step(training: Training, task: Task, config: TrainConfig, name: str) -> flo
 
 
 def _diverged(training: Training, batches: list[Batch], config: TrainConfig, seen: str) -> DivergedError:
-    """The error of a training that met numbers that are not finite in one of these batches, and where."""
-    found = None
+    """Build the error for numbers in these batches that are not finite, with their first place."""
+    place = None
     with training.ranks.whole(training.model), _precision(config):
-        for batch in batches:  # all ranks look at all rows, and so find the same
-            found = found or find_divergence(training.model, batch.ids.to(find_device(config.device)))
-    where = "The forward pass, run again, is finite" if found is None else f"First, {found}"
-    hint = f"A smaller lr, a longer warmup or a smaller clip may help.{found.remedy if found else ''}"
+        for batch in batches:  # all ranks search all rows, and so agree
+            place = place or find_divergence(training.model, batch.ids.to(find_device(config.device)))
+    where = "The forward pass, run again, is finite" if place is None else f"First, {place}"
+    hint = f"A smaller lr, a longer warmup or a smaller clip may help.{place.remedy if place else ''}"
     error = DivergedError(f"{seen} {where}. {hint}")
-    error.where = found
+    error.where = place
     return error
 
 
@@ -162,9 +162,9 @@ def _row(training: Training, task: Task, config: TrainConfig, losses: list[float
 
 
 def _predict(model: Any, batch: Batch, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """Logits `[N, vocab]` in float32 or better and targets `[N]`, of the positions that carry a loss."""
+    """Logits `[N, vocab]` in float32 or better and targets `[N]`, of the positions with a loss."""
     device = find_device(config.device)
-    # Looked for here, where the batch was made: asking the device which they are would wait for it.
+    # Found on the CPU, where the batch was drawn: a search on the device would wait for it.
     asked = (batch.targets != IGNORE).flatten().nonzero()[:, 0]
     with _precision(config):
         logits, _ = model(batch.ids.to(device))
@@ -173,10 +173,10 @@ def _predict(model: Any, batch: Batch, config: TrainConfig) -> tuple[Tensor, Ten
 
 
 def _precision(config: TrainConfig) -> torch.autocast:
-    """The precision that a model runs in."""
+    """Autocast to bfloat16, if the settings ask for it."""
     return torch.autocast(find_device(config.device).type, torch.bfloat16, enabled=config.dtype == "bfloat16")
 
 
 def _draw(seed: int, step: int, stream: int) -> int:
-    """A 32-bit seed (more a torch generator on the CPU does not take) for one step of one run."""
+    """A seed for one step of one run, of 32 bits, the most that a CPU generator of torch takes."""
     return int(np.random.SeedSequence([seed, step, stream]).generate_state(1)[0])

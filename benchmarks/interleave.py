@@ -1,7 +1,8 @@
-"""Compare two programs fairly on a machine that others use too: turn about, each in a process of its own.
+"""Compare two programs fairly on a shared machine: in turns, each in a process of its own.
 
-The driver starts one long-lived worker per side and lets them run one after the other, so that whatever slows
-the machine slows neighbours alike. A worker tells what each run took, and by how much its memory grew.
+The driver starts one long-lived worker per side and lets them run in turn, so that other load on the machine slows
+neighboring runs alike. A worker reports the seconds of each run, and the growth of its memory.
+This file imports nothing of memkit: one side may run in an environment without it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class Worker:
     """A process that answers every line on its standard input with one JSON object.
 
-    `about` is what it says of itself when it is ready. Raises `RuntimeError` with the reason when it is not.
+    `about` is its first answer, when it is ready. Raises `RuntimeError` with the reason if it cannot start.
     """
 
     def __init__(self, command: list[str]) -> None:
@@ -33,14 +34,14 @@ class Worker:
         self.about = self._reply()
 
     def run(self) -> dict[str, Any]:
-        """One run: {"seconds": ..., "peak_mib": ... or None}."""
+        """Let it run once; returns {"seconds": ..., "peak_mib": ... or None}."""
         if self._process.stdin is not None:
             self._process.stdin.write("run\n")
             self._process.stdin.flush()
         return self._reply()
 
     def close(self) -> None:
-        """Let the worker end."""
+        """End the worker."""
         self._process.communicate()
 
     def _reply(self) -> dict[str, Any]:
@@ -53,9 +54,9 @@ class Worker:
 
 
 def serve(prepare: Callable[[], tuple[Step, dict[str, Any]]]) -> None:
-    """Be a worker. `prepare` returns what one run does, and what the driver should know of this side."""
+    """Be a worker. `prepare` returns the function of one run, and facts about this side for the driver."""
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not get among the replies
+    os.dup2(2, 1)  # prints of libraries must not mix with the replies
 
     def reply(values: dict[str, Any]) -> None:
         print(json.dumps(values), file=replies, flush=True)
@@ -71,7 +72,7 @@ def serve(prepare: Callable[[], tuple[Step, dict[str, Any]]]) -> None:
 
 
 def measure(step: Step) -> dict[str, Any]:
-    """Seconds of one run, and by how much it raised the process's resident memory at its peak (Linux only)."""
+    """Measure one run: seconds, and the growth of resident memory at its peak (Linux only)."""
     gc.collect()
     before = _resident("VmRSS") if _forget_peak() else None
     start = time.perf_counter()
@@ -89,22 +90,22 @@ def _forget_peak() -> bool:
 
 
 def _resident(field: str) -> float:
-    """A line of /proc/self/status, in MiB."""
+    """Read a line of /proc/self/status, in MiB."""
     (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) / 1024
 
 
-def compare(ours: Worker, theirs: Worker, pairs: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Run both once for their memory, then turn about for their times; ratios are theirs / ours.
+def compare(ours: Worker, theirs: Worker, pairs: int, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Run both once for their memory, then in turns for their times; ratios are theirs / ours.
 
-    Memory comes from the first run, because a heap that a run has stretched is reused by the next.
+    Memory comes from the first run, because the next one reuses its heap.
     """
     memory = [worker.run()["peak_mib"] for worker in (ours, theirs)]
-    tell("warmed up")
+    progress("warmed up")
     seconds: list[tuple[float, float]] = []
     for pair in range(pairs):
         seconds.append((ours.run()["seconds"], theirs.run()["seconds"]))
-        tell("pair {} of {}: {:.3f} s and {:.3f} s".format(pair + 1, pairs, *seconds[-1]))
+        progress("pair {} of {}: {:.3f} s and {:.3f} s".format(pair + 1, pairs, *seconds[-1]))
     medians = [statistics.median(times) for times in zip(*seconds, strict=True)]
     return {
         "seconds": seconds,

@@ -1,23 +1,23 @@
 """A Titans memory layer: memkit against titans-pytorch 0.5.5, in three settings.
 
     token    forward and backward, T = 512, B = 1: an update at every token on both sides
-    coarse   forward and backward, T = 2048, B = 8: an update at every token here, one for 64 tokens there
-    decode   a token a call from a state, no gradients: an update at every token on both sides
+    coarse   forward and backward, T = 2048, B = 8: an update at every token here, one per 64 tokens there
+    decode   one token per call from a state, no gradients: an update at every token on both sides
 
-What is compared: one whole layer on each side, x [B, T, D] -> y [B, T, D], in float32, and in training the
+The comparison: one whole layer on each side, x [B, T, D] -> y [B, T, D], in float32, and in training the
 gradients of mean(y^2) with respect to x and all parameters. Both memories are MLPs of the same depth and hidden
 width, one per head, updated by gradient descent with momentum and weight decay, and both read every token's query
 after that token's own write. Gradients are taken at the weights of the last multiple of the mini-batch (Titans
-eq. 12-16), but for the peer's coarse setting, which takes all of them at the weights before the first token.
+eq. 12-16); in the peer's coarse setting all are taken at the weights before the first token.
 
     memkit           build("mixer", "neural_memory", rule={"name": "titans", "mini_batch": b, ...})
-    titans-pytorch   NeuralMemory(chunk_size=1, batch_size=b, ...): chunk_size=1 is what gives every token an
+    titans-pytorch   NeuralMemory(chunk_size=1, batch_size=b, ...): with chunk_size=1 every token has an
                      update of its own, as in the paper; NeuralMemory(chunk_size=64) averages 64 tokens to one
 
-Where the layers differ: titans-pytorch has a norm before its projections, GELU, and a residual and layer norm
-around the memory, whose gain is written too (`--same-memory` gives ours GELU, residual and layer norm); its
-loss is averaged over channels, not summed, which is a factor in the learning rate. memkit has a short
-convolution and SiLU after its projections, l2-normalised queries and keys, and an output norm and gate.
+Differences of the layers: titans-pytorch has a norm before its projections, GELU, and a residual and layer norm
+around the memory, with a gain that is written too (`--same-memory` gives ours GELU, residual and layer norm); its
+loss is averaged over channels, not summed, a factor in the learning rate. memkit has a short
+convolution and SiLU after its projections, l2-normalized queries and keys, and an output norm and gate.
 
 Each side runs in a process of its own, and they take turns. Memory is the growth of the process's resident
 memory at the peak of the first forward and backward, after imports, building and a call on a few tokens.
@@ -45,7 +45,7 @@ SIZES = {
 
 
 class Setting(NamedTuple):
-    """tokens, batch: of a run; chunk: tokens of one of the peer's updates; faster, less: what is to be reached."""
+    """tokens, batch: of one run. chunk: tokens per update of the peer. faster, less: the goals for time and memory."""
 
     tokens: int
     batch: int
@@ -58,12 +58,12 @@ class Setting(NamedTuple):
 SETTINGS = {
     "token": Setting(512, 1, 1, 80, 20),
     "coarse": Setting(2048, 8, 64, 4, 4),
-    "decode": Setting(64, 1, 1, 10, None, "a token a call"),
+    "decode": Setting(64, 1, 1, 10, None, "one token per call"),
 }
 
 
 def ours(options: argparse.Namespace) -> Any:
-    """The layer of memkit."""
+    """Build the layer of memkit."""
     import memkit
 
     memory = {"activation": "gelu", "residual": True} if options.same_memory else {}
@@ -74,14 +74,14 @@ def ours(options: argparse.Namespace) -> Any:
 
 
 def theirs(options: argparse.Namespace) -> Any:
-    """The layer of titans-pytorch; `ImportError` says how to get it."""
+    """Build the layer of titans-pytorch; `ImportError` says how to install it."""
     try:
-        found = version(PEER)
+        installed = version(PEER)
     except PackageNotFoundError:
-        found = "not installed"
-    if found != PEER_VERSION:
+        installed = "not installed"
+    if installed != PEER_VERSION:
         raise ImportError(
-            f"{PEER} {PEER_VERSION} is needed, and in {sys.executable} it is {found}. Install it with "
+            f"{PEER} {PEER_VERSION} is needed, and in {sys.executable} it is {installed}. Install it with "
             "`pip install -e '.[bench]'`, or name an interpreter that has it with --peer-python."
         )
     from titans_pytorch import NeuralMemory  # pyright: ignore[reportMissingImports]
@@ -97,7 +97,7 @@ def theirs(options: argparse.Namespace) -> Any:
 
 
 def prepare(options: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
-    """Build one side's layer and its input; returns what one run does, and what it ran on."""
+    """Build one side's layer and its input; returns the function of one run, and facts about this side."""
     import torch
 
     if options.threads:
@@ -110,7 +110,7 @@ def prepare(options: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
 
 
 def training(layer: Any, x: Any, options: argparse.Namespace) -> Step:
-    """Forward and backward of the layer over all tokens."""
+    """Return a run: forward and backward of the layer over all tokens."""
     x.requires_grad_()
     if options.compile and options.worker == "ours":
         import memkit
@@ -123,13 +123,13 @@ def training(layer: Any, x: Any, options: argparse.Namespace) -> Step:
         y, _ = layer(x[:, :tokens])
         y.square().mean().backward()
 
-    # Imports, and what a first call loads or compiles, are no part of the measurement.
+    # The first call loads and compiles, and is not measured.
     step(2 * options.mini_batch if options.compile else 3)
     return step
 
 
 def decoding(layer: Any, x: Any, options: argparse.Namespace) -> Step:
-    """Every token in a call of its own, from the state after as many."""
+    """Return a run: one token per call, from the state after as many tokens."""
     import torch
 
     layer.eval()
@@ -145,7 +145,7 @@ def decoding(layer: Any, x: Any, options: argparse.Namespace) -> Step:
         return state
 
     begun = read(layer.init_state(options.batch) if options.worker == "ours" else None)
-    read(begun)  # the kernels of a state that has been in use
+    read(begun)  # warms up the kernels for a state in use
     return lambda: read(begun)
 
 
@@ -187,7 +187,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def drive(options: argparse.Namespace) -> dict[str, Any]:
-    """Run both sides; raises `RuntimeError` when one of them cannot start."""
+    """Run both sides; raises `RuntimeError` if one of them cannot start."""
     command = [os.path.abspath(__file__), *sys.argv[1:], "--worker"]
     peer = Worker([options.peer_python, *command, "theirs"])  # first, because it may be missing
     memkit = Worker([sys.executable, *command, "ours"])
@@ -202,7 +202,7 @@ def drive(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def benchmark(options: argparse.Namespace, result: dict[str, Any]) -> Any:
-    """The figures in the shape of `memkit bench`."""
+    """Turn the figures into a benchmark of `memkit bench`."""
     from ablations.bench.base import Benchmark
     from ablations.bench.goal import Goal, single
     from ablations.bench.machine import about
@@ -228,22 +228,22 @@ def benchmark(options: argparse.Namespace, result: dict[str, Any]) -> Any:
     notes = (
         f"One layer, {setting.what}, {where}, dim {options.dim}, {options.heads} heads, MLP memory of depth "
         f"{options.depth} and expansion {options.expansion}, float32, {result['workers'][0]['threads']} thread(s); "
-        "each side in a process of its own, in turn. `--help` of the command says where the layers differ."
+        "each side in a process of its own, in turn. `--help` of the command lists the differences of the layers."
     )
-    command = f"python benchmarks/{' '.join([Path(__file__).name, *_told(sys.argv[1:])])}"
-    told = about(command) | {"threads": str(result["workers"][0]["threads"]), "torch": _versions(result["workers"])}
+    command = f"python benchmarks/{' '.join([Path(__file__).name, *_without_paths(sys.argv[1:])])}"
+    facts = about(command) | {"threads": str(result["workers"][0]["threads"]), "torch": _versions(result["workers"])}
     columns = (setting.what, "memkit", f"{PEER} {PEER_VERSION}", "memkit is better by")
     title = f"Against {PEER}: {options.setting}"
-    return Benchmark(title, columns, tuple(rows), notes, result, tuple(goals), about=told)
+    return Benchmark(title, columns, tuple(rows), notes, result, tuple(goals), about=facts)
 
 
 def _versions(workers: list[dict[str, Any]]) -> str:
-    """The torch of both sides, which may be of two environments."""
+    """The torch version of both sides, whose environments may differ."""
     return " and ".join(dict.fromkeys(worker["torch"] for worker in workers))
 
 
-def _told(arguments: list[str]) -> list[str]:
-    """The command line without what names a place on this machine."""
+def _without_paths(arguments: list[str]) -> list[str]:
+    """The command line without the paths of this machine."""
     kept, rest = [], iter(arguments)
     for argument in rest:
         if argument in ("--out", "--peer-python"):
@@ -254,22 +254,22 @@ def _told(arguments: list[str]) -> list[str]:
 
 
 def main() -> int:
-    """Be the driver, or one of its workers."""
+    """Run as the driver, or as one of its workers."""
     options = parse()
     if options.worker:
         serve(lambda: prepare(options))
         return 0
     try:
-        found = benchmark(options, drive(options))
+        figures = benchmark(options, drive(options))
     except (RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(found.markdown())
+    print(figures.markdown())
     if options.out:
         from ablations.bench.page import write_page
 
         how = "_recompute" * bool(options.recompute) + "_compiled" * options.compile
-        found.write(options.out, f"peer_{options.setting}{how}")
+        figures.write(options.out, f"peer_{options.setting}{how}")
         write_page(options.out)
     return 0
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from memkit.atomic import write_whole
 from memkit.registry import discover, nearest
 from memkit.state import State, Tree, fields
 
@@ -39,16 +40,7 @@ def save_state(state: Tree, path: str | os.PathLike[str]) -> None:
         content = save(tensors, metadata)
     except (KeyError, ValueError, RuntimeError, SafetensorError) as error:  # a layout or dtype it lacks
         raise ValueError(f"this state cannot be written as safetensors: {error}.") from error
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # the bytes before the name: a crash leaves the old file or the new one
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, content)
 
 
 def load_state(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Any:

@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
+from memkit.strict_yaml import dump_yaml, load_yaml
+
 ENTRY_POINT_GROUP = "memkit.components"
 
 Spec = str | dict[str, Any]
@@ -167,7 +169,7 @@ class Config:
     def to_yaml(self) -> str:
         """Write the config as YAML; `ValueError` for options that are objects and not data."""
         try:
-            return yaml.safe_dump({"kind": self.kind, "name": self.name, **self.options}, sort_keys=False)
+            return dump_yaml({"kind": self.kind, "name": self.name, **self.options})
         except yaml.representer.RepresenterError as error:
             raise ValueError(
                 f"{self.kind} {self.name!r} has an option that is not data, so it cannot be written as YAML: "
@@ -176,8 +178,8 @@ class Config:
 
     @classmethod
     def from_yaml(cls, text: str) -> Config:
-        """Read what `to_yaml` wrote."""
-        data = yaml.safe_load(text)
+        """Read the YAML of `to_yaml`; `ValueError` for other YAML, a key given twice, and text that is not YAML."""
+        data = load_yaml(text, "the config")
         if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
             raise ValueError("a config is a YAML mapping with the keys 'kind' and 'name' and the component's options.")
         return cls.of(data.pop("kind"), data)

@@ -1,6 +1,5 @@
-"""`memkit bench`: named benchmarks, whose figures are ratios between things that take turns in one run."""
+"""Benchmarks: ratios between systems that take turns in one process or one run."""
 
 from ablations.bench.base import Benchmark, run_benchmark
-from ablations.bench.display import run_asked
 
-__all__ = ["Benchmark", "run_asked", "run_benchmark"]
+__all__ = ["Benchmark", "run_benchmark"]

@@ -1,9 +1,9 @@
-"""What a benchmark is: a name, a table of figures, what they are to reach, and the words around them."""
+"""A benchmark: a name, a table of figures, goals for them, and notes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,17 @@ from ablations.bench.goal import COLUMNS, Goal
 from ablations.bench.machine import about
 from ablations.files import read_json, write_json, write_text
 from ablations.report.lines import Lines
+from ablations.report.markdown import table
 from memkit.registry import Factory, factory, register
 
-Tell = Callable[[str, int, int], None]
-"""Hears what is being timed, how much is done and of how much."""
+Progress = Callable[[str, int, int], None]
+"""Called with the name of the part being timed, the number of parts done and the total."""
 KEYS = {"title", "notes", "about", "columns", "rows", "goals", "plots", "data", "troubles"}
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """A part of a benchmark that failed: what, why in a line, and the traceback, if there is one."""
+class Failure:
+    """A failed part of a benchmark: its name, the reason in one line, and the traceback, if there is one."""
 
     what: str
     why: str
@@ -35,9 +36,8 @@ class Trouble:
 class Benchmark:
     """The figures of a benchmark.
 
-    columns and rows are what is shown; notes say what was compared and how; data is what is kept for machines.
-    goals: figures that are to reach something. plots: what is drawn. about: command, machine and date. troubles: what
-    failed beside them.
+    columns, rows: the table. notes: the comparison in words. data: figures for machines. goals: figures with a value
+    to reach. plots: lines to draw. about: command, machine and date. failures: parts without figures.
     """
 
     title: str
@@ -48,11 +48,11 @@ class Benchmark:
     goals: tuple[Goal, ...] = ()
     plots: tuple[Lines, ...] = ()
     about: dict[str, str] = field(default_factory=dict)
-    troubles: tuple[Trouble, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
     def markdown(self) -> str:
-        """The table and its notes, what was to be reached, and where it ran."""
-        parts = [f"# {self.title}", self.notes, *(f"**{trouble}**" for trouble in self.troubles)]
+        """Return notes, failures, table, goals and machine as Markdown."""
+        parts = [f"# {self.title}", self.notes, *(f"**{failure}**" for failure in self.failures)]
         parts.append(table(self.columns, self.rows))
         if self.goals:
             parts.append(table(COLUMNS, (goal.cells for goal in self.goals)))
@@ -66,17 +66,17 @@ class Benchmark:
         kept = {key: getattr(self, key) for key in ("title", "notes", "about", "columns", "rows", "data")}
         kept["goals"] = [goal.data() for goal in self.goals]
         kept["plots"] = [vars(plot) for plot in self.plots]
-        kept["troubles"] = [vars(trouble) for trouble in self.troubles]
+        kept["troubles"] = [vars(failure) for failure in self.failures]
         write_text(paths[0], self.markdown())
         write_json(paths[1], json.loads(json.dumps(kept)))
         return paths
 
     @classmethod
     def read(cls, path: Path) -> Benchmark | None:
-        """What `write` wrote; None for a file of something else."""
+        """Read a file of `write`; None for any other file."""
         kept = read_json(path)
         if isinstance(kept, dict):
-            kept = {"troubles": [], **kept}  # written before benchmarks told of any
+            kept = {"troubles": [], **kept}  # files of older versions have none
         if not isinstance(kept, dict) or kept.keys() != KEYS:
             return None
         return cls(
@@ -85,25 +85,15 @@ class Benchmark:
             rows=tuple(map(tuple, kept["rows"])),
             goals=tuple(map(Goal.of, kept["goals"])),
             plots=tuple(Lines(**plot) for plot in kept["plots"]),
-            troubles=tuple(Trouble(**trouble) for trouble in kept["troubles"]),
+            failures=tuple(Failure(**failure) for failure in kept["troubles"]),
         )
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-    head = list(columns)
-    return "\n".join(map(_row, [head, ["---"] * len(head), *rows]))
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
 def benchmark(name: str) -> Callable[[Factory], Factory]:
-    """Register a function `(tell) -> Benchmark` under a name."""
+    """Register a function `(progress: Progress) -> Benchmark` under a name."""
     return register("benchmark", name)
 
 
-def run_benchmark(name: str, tell: Tell, command: str = "") -> Benchmark:
-    """Run a benchmark; `ValueError` names the nearest one when there is none of this name."""
-    return replace(factory("benchmark", name)(tell), about=about(command or f"memkit bench {name}"))
+def run_benchmark(name: str, progress: Progress, command: str = "") -> Benchmark:
+    """Run a benchmark; `ValueError` names the nearest for an unknown name."""
+    return replace(factory("benchmark", name)(progress), about=about(command or f"memkit bench {name}"))

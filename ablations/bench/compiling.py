@@ -1,4 +1,4 @@
-"""`memkit bench compile`: what it takes to compile a layer, and what a training step gains by it."""
+"""`memkit bench compile`: the time to compile a layer, and the gain of a training step."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from tempfile import TemporaryDirectory
 import torch
 
 import memkit
-from ablations.bench.base import Benchmark, Tell, benchmark
+from ablations.bench.base import Benchmark, Progress, benchmark
 from ablations.bench.core import clock
+from ablations.bench.problems import MEMORY, titans_layer
 from ablations.bench.timing import Spread
 from ablations.pool import run_all
 
 BLOCKS, GRAPH = "compile_blocks()", "torch.compile(fullgraph=True)"
 WAYS = {BLOCKS: (True, False), GRAPH: (False, True), f"{GRAPH} under {BLOCKS}": (True, True)}
-"""Whether blocks are compiled, and whether the layer is one graph."""
+"""(blocks compiled, the layer as one graph)"""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The layer, the texts, the rounds in which it and what is compiled take turns, and what compiles."""
+    """Sizes of the layer and the texts, the number of timed rounds, and the compiler."""
 
     dim: int = 256
     heads: int = 4
@@ -38,41 +39,41 @@ SIZES = Sizes()
 
 
 @benchmark("compile")
-def compiling(tell: Tell) -> Benchmark:
-    """The first training step of a layer, which compiles it, and those after, against the same as it is written."""
+def compiling(progress: Progress) -> Benchmark:
+    """Time the first training step of a compiled layer, and the later steps beside those of the eager layer."""
     calls = {(n, way): (SIZES, n, way) for n in SIZES.tokens for way in WAYS}
-    found: dict[tuple[int, str], tuple[float, list[float]]] = {}
-    for news in run_all(measure, calls, 1, fresh=True):
-        if news.kind == "failed":
-            raise RuntimeError(f"{news.key[1]}, {news.key[0]} tokens: {news.value}\n{news.details}")
-        if news.kind == "done":
-            found[news.key] = news.value
-        tell(f"{news.key[1]}, {news.key[0]:,} tokens", len(found), len(calls))
-    rows = tuple((f"{n:,}", way, f"{first:.0f}", str(Spread.of(shares))) for (n, way), (first, shares) in found.items())
+    measured: dict[tuple[int, str], tuple[float, list[float]]] = {}
+    for event in run_all(measure, calls, 1, fresh=True):
+        if event.kind == "failed":
+            raise RuntimeError(f"{event.key[1]}, {event.key[0]} tokens: {event.value}\n{event.details}")
+        if event.kind == "done":
+            measured[event.key] = event.value
+        progress(f"{event.key[1]}, {event.key[0]:,} tokens", len(measured), len(calls))
+    rows = tuple(
+        (f"{n:,}", way, f"{first:.0f}", str(Spread.of(shares))) for (n, way), (first, shares) in measured.items()
+    )
     notes = (
-        f"One Titans layer (dim {SIZES.dim}, {SIZES.heads} heads, MLP depth 2 x 4, mini-batches of {SIZES.mini_batch}, "
+        f"One Titans layer (dim {SIZES.dim}, {SIZES.heads} heads, {MEMORY}, mini-batches of {SIZES.mini_batch}, "
         f"one row, float32), forward and backward, compiled by {SIZES.backend}; a process of one thread and "
-        "an empty cache for each. Seconds on the wall until the first step is done; then the processor's time of a "
-        "step as a share of the same layer's that is not compiled, over "
-        f"{SIZES.rounds} rounds in which both take turns."
+        "an empty cache for each. First step: seconds on the wall until it is done. Share of the time: processor time "
+        "of a later step over that of the eager layer (median, least and largest of "
+        f"{SIZES.rounds} rounds, in which both take turns)."
     )
     columns = ("tokens", "compiled by", "first step, s", "share of the time")
-    data = {f"{n}, {way}": {"first": first, "shares": shares} for (n, way), (first, shares) in found.items()}
-    return Benchmark("What compiling takes and gives", columns, rows, notes, data)
+    data = {f"{n}, {way}": {"first": first, "shares": shares} for (n, way), (first, shares) in measured.items()}
+    return Benchmark("Compiling a layer", columns, rows, notes, data)
 
 
 def measure(sizes: Sizes, tokens: int, way: str, send: Callable[[str], object]) -> tuple[float, list[float]]:
-    """Seconds of the first step, and the shares of time of those after it."""
+    """Return the seconds of the first step, and the shares of time of the later steps."""
     send("starts")
     with TemporaryDirectory() as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # of this process: what was compiled before is no help
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder  # an empty cache: every graph is compiled anew
         return _measured(sizes, tokens, way)
 
 
 def _measured(sizes: Sizes, tokens: int, way: str) -> tuple[float, list[float]]:
-    torch.manual_seed(0)
-    rule = {"name": "titans", "depth": 2, "expansion": 4, "mini_batch": sizes.mini_batch}
-    layer = memkit.build("mixer", "neural_memory", dim=sizes.dim, heads=sizes.heads, rule=rule)
+    layer = titans_layer(sizes.dim, sizes.heads, sizes.mini_batch)
     blocks, graph = WAYS[way]
     torch._dynamo.config.trace_autograd_ops = True
     fast = torch.compile(layer, fullgraph=True, backend=sizes.backend) if graph else layer
@@ -91,7 +92,7 @@ def _measured(sizes: Sizes, tokens: int, way: str) -> tuple[float, list[float]]:
     start = time.perf_counter()
     compiled()
     first = time.perf_counter() - start
-    for _ in range(2):  # neither pays for what was new to the process
+    for _ in range(2):  # the warm-up of the process is not timed
         compiled()
         step(layer)
     return first, [compiled() / step(layer) for _ in range(sizes.rounds)]

@@ -1,4 +1,4 @@
-"""`memkit bench core`: how much of a machine's batched products the memory's core turns into useful ones."""
+"""`memkit bench core`: the useful operations per second of the memory's core, beside plain batched products."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 
 import memkit
-from ablations.bench.base import Benchmark, Tell, benchmark
+from ablations.bench.base import Benchmark, Progress, benchmark
 from ablations.bench.goal import Goal
+from ablations.bench.problems import problem
 from ablations.bench.timing import Spread
 
 BATCH, TOKENS, HEADS, WIDTH, EXPANSION, MINI_BATCH = 8, 2048, 4, 64, 4, 64
@@ -20,12 +21,12 @@ REPEATS, BEST_OF = 5, 20
 FORWARD, TRAINING = 75.0, 65.0
 """Percent of the yardstick to reach."""
 FASTER = 1.6
-"""Times faster that bfloat16 is to be than float32, in training."""
+"""The goal for float32's time over bfloat16's, in training."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Variant(NamedTuple):
-    """What is timed: the dtype of tokens and products, whether it goes back, and whether the block is compiled."""
+    """One timed call: the dtype of tokens and products; with or without a backward pass; eager or compiled."""
 
     dtype: str
     training: bool
@@ -38,13 +39,13 @@ class Variant(NamedTuple):
 
     @property
     def to_reach(self) -> float:
-        """Percent of the yardstick."""
+        """The goal, in percent of the yardstick."""
         return TRAINING if self.training else FORWARD
 
 
 @benchmark("core")
-def core(tell: Tell) -> Benchmark:
-    """Useful operations a second of Titans' deep memory beside those of batched products of its shapes."""
+def core(progress: Progress) -> Benchmark:
+    """Useful operations per second of Titans' deep memory, beside those of batched products of its shapes."""
     calls = {variant: call(variant) for variant in variants()}
     seconds: dict[Variant, list[float]] = {variant: [] for variant in calls}
     yards: dict[str, list[float]] = {name: [] for name in DTYPES}
@@ -52,8 +53,8 @@ def core(tell: Tell) -> Benchmark:
     for turn in range(REPEATS + 1):
         rates = {name: throughput(dtype) for name, dtype in DTYPES.items()}
         for variant, run in calls.items():
-            tell(str(variant), done, total)
-            run()  # it pays for the memory that the call before gave back
+            progress(str(variant), done, total)
+            run()  # untimed: it pays for memory that the call before gave back
             start = clock()
             run()
             if turn:
@@ -74,7 +75,7 @@ def _report(seconds: dict[Variant, list[float]], yards: dict[str, list[float]]) 
         share, faster = Spread.of(percent), Spread.of([p / s for p, s in zip(plain, taken, strict=True)])
         wide, ours = variant.dtype == "float32", f"{Spread.of(taken).median:.2f} s"
         if wide:
-            yard = f"batched products, {Spread.of(yards[variant.dtype]).median / 1e9:.0f} G operations a second"
+            yard = f"batched products, {Spread.of(yards[variant.dtype]).median / 1e9:.0f} G operations per second"
             goals.append(Goal(f"core, {variant}", ours, yard, share, variant.to_reach, unit="percent"))
         elif variant.training:
             goals.append(Goal(f"core, {variant}", ours, f"float32, {Spread.of(plain).median:.2f} s", faster, FASTER))
@@ -84,10 +85,10 @@ def _report(seconds: dict[Variant, list[float]], yards: dict[str, list[float]]) 
     notes = (
         f"Titans, {HEADS} heads of {WIDTH}, MLP of depth 2 and expansion {EXPANSION}, mini-batches of {MINI_BATCH}, "
         f"B = {BATCH}, T = {TOKENS}; with one thread, seconds of the processor. Useful operations are "
-        "22 d h + 4 C (d + h) a token and head, three times as many in training; bfloat16 is that of tokens and "
-        "products, the state is float32. The yardstick is "
+        "22 d h + 4 C (d + h) per token and head, three times as many in training. In bfloat16 tokens and "
+        "products are bfloat16, and the state is float32. The yardstick is "
         f"{yardstick_shapes()} and its transposes in the same dtype, best of {BEST_OF} in every round (giga-operations "
-        f"a second, median: {peaks}). Median, least and largest of {REPEATS} rounds in which all take turns, the "
+        f"per second, median: {peaks}). Median, least and largest of {REPEATS} rounds in which all take turns, the "
         "second of two calls each. Compiled: under `memkit.compile_blocks()`."
     )
     columns = ("core", "percent of the yardstick", "times faster than float32")
@@ -96,25 +97,25 @@ def _report(seconds: dict[Variant, list[float]], yards: dict[str, list[float]]) 
 
 
 def variants() -> list[Variant]:
-    """Both dtypes, forward and in training, as written and, where there is a compiler, compiled."""
+    """Both dtypes, forward and training, eager and, if this machine has a C++ compiler, compiled."""
     ways = (False, True) if shutil.which(os.environ.get("CXX", "g++")) else (False,)
     return [Variant(dtype, training, way) for way in ways for training in (False, True) for dtype in DTYPES]
 
 
 def clock() -> float:
-    """Seconds: of the processor where torch has one thread, as others wait for it too; else those on the wall."""
+    """Return seconds: processor time if torch has one thread, which other programs disturb less; else wall time."""
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def operations(*, training: bool) -> float:
-    """Useful operations of a call: what the products of the dual form need, and twice as many for their gradients."""
+    """Count the operations of the dual form's products in one call, and twice as many for their gradients."""
     hidden = EXPANSION * WIDTH
     each = 22 * WIDTH * hidden + 4 * MINI_BATCH * (WIDTH + hidden)
     return float(each * BATCH * TOKENS * HEADS * (3 if training else 1))
 
 
 def throughput(dtype: torch.dtype) -> float:
-    """Operations a second of batched products of the core's shapes, each at its best."""
+    """Operations per second of batched products of the core's shapes, each at its best time."""
     rows, hidden = BATCH * HEADS, EXPANSION * WIDTH
     x, w, y = (
         torch.randn(rows, *shape).to(dtype) for shape in ((MINI_BATCH, WIDTH), (WIDTH, hidden), (MINI_BATCH, hidden))
@@ -124,22 +125,17 @@ def throughput(dtype: torch.dtype) -> float:
 
 
 def yardstick_shapes() -> str:
-    """The product that is the yardstick."""
+    """Describe the yardstick's product by its shapes."""
     rows = BATCH * HEADS
     return f"[{rows}, {MINI_BATCH}, {WIDTH}] x [{rows}, {WIDTH}, {EXPANSION * WIDTH}]"
 
 
 def call(variant: Variant) -> Callable[[], None]:
-    """One pass over random tokens with unit keys and gates inside of their ranges."""
-    g = torch.Generator().manual_seed(0)
-    shape = (BATCH, TOKENS, HEADS)
-    q, k, v = (torch.randn(*shape, WIDTH, generator=g) for _ in range(3))
-    q, k = (x / x.norm(dim=-1, keepdim=True) for x in (q, k))
-    small = {"lr": 0.5 / MINI_BATCH, "momentum": 0.9, "decay": 0.02}
-    gates = {name: high * torch.rand(shape, generator=g) for name, high in small.items()}
-    q, k, v = (x.to(DTYPES[variant.dtype]) for x in (q, k, v))
+    """One pass over random tokens with unit keys and gates inside their ranges."""
     rule = memkit.build("rule", "titans", expansion=EXPANSION, mini_batch=MINI_BATCH)
-    state = memkit.init_state(rule, batch=BATCH, heads=HEADS, key_dim=WIDTH, value_dim=WIDTH, generator=g)
+    small = {"lr": 0.5 / MINI_BATCH, "momentum": 0.9, "decay": 0.02}
+    _, q, k, v, gates, state = problem(rule, batch=BATCH, tokens=TOKENS, heads=HEADS, width=WIDTH, gates=small)
+    q, k, v = (x.to(DTYPES[variant.dtype]) for x in (q, k, v))
     leaves = [q, k, v, *gates.values(), *state.initial.values()]
 
     products = torch.bfloat16 if variant.dtype == "bfloat16" else None

@@ -1,4 +1,4 @@
-"""Where two lines cross: from which length on one system is faster than another."""
+"""The length beyond which one system stays faster than another."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ablations.bench.timing import Spread
 
 
 def crossing(lengths: Sequence[float], ours: Sequence[float], yardstick: Sequence[float]) -> float:
-    """The least length from which ours stays below the yardstick: interpolated, straight in logarithms.
+    """Return the least length beyond which ours stays below the yardstick, interpolated linearly in logarithms.
 
-    The first length where that holds from the start, infinity where ours is not below at the last.
+    The first length if ours is below at all lengths; infinity if it is not below at the last.
     """
     above = [math.log(a / b) for a, b in zip(ours, yardstick, strict=True)]
     last = max((i for i, gap in enumerate(above) if gap >= 0), default=-1)
@@ -24,9 +24,9 @@ def crossing(lengths: Sequence[float], ours: Sequence[float], yardstick: Sequenc
     return math.exp(low + part * (high - low))
 
 
-def told(found: Spread, lengths: Sequence[float]) -> str:
-    """A crossing in words: the median, and the least and the largest of the rounds."""
-    median, low, high = (_length(value, lengths) for value in (found.median, found.low, found.high))
+def describe(spread: Spread, lengths: Sequence[float]) -> str:
+    """Describe a crossing by the median, the least and the largest of the rounds."""
+    median, low, high = (_length(value, lengths) for value in (spread.median, spread.low, spread.high))
     return median if low == high else f"{median} ({low} to {high})"
 
 

@@ -1,7 +1,8 @@
-"""`memkit bench decode`: a token at a time, with a state of one size against a cache that grows."""
+"""`memkit bench decode`: one token per call, with a state of constant size against a growing cache."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ablations.bench.base import Benchmark, Tell, benchmark
-from ablations.bench.crossing import crossing, told
+from ablations.bench.base import Benchmark, Progress, benchmark
+from ablations.bench.crossing import crossing, describe
 from ablations.bench.stream import step_by_step
 from ablations.bench.systems import OWN, SHAPE, SIZES, YARDSTICK, equal_hidden, system
 from ablations.bench.timing import Spread, Times, take_turns
@@ -22,14 +23,14 @@ from memkit.state import tensors
 
 CONTEXTS = (256, 1024, 4096, 16_384, 65_536, 131_072)
 REACHED = (256, 16_384)
-"""Contexts that the models with a state have really read; their states are of one size, so the rest is a line."""
+"""Contexts that the models with a state have read; their states have one size, so their lines go on from there."""
 CHUNK, TOKENS, ROUNDS = 4096, 16, 7
 
 
 class Cached:
-    """The transformer with keys and values in a buffer that is there beforehand, and written in place.
+    """The transformer with keys and values in a preallocated buffer, written in place.
 
-    The yardstick's own decoder: the mixer's state is a value, so that it copies its cache at every token.
+    The yardstick needs its own decoder, because a mixer's state is a value: it copies its cache at every token.
     """
 
     def __init__(self, model: LanguageModel, context: int, room: int, dtype: torch.dtype = torch.float32) -> None:
@@ -40,7 +41,7 @@ class Cached:
 
     @torch.no_grad()
     def read(self, ids: Tensor) -> Tensor:
-        """ids `[1, T]`, one token a step from `context` on -> logits `[1, T, vocab]`."""
+        """ids `[1, T]`, one token per step after `context` tokens -> logits `[1, T, vocab]`."""
         rows = [self.step(token, self.context + i) for i, token in enumerate(ids.split(1, 1))]
         return torch.cat(rows, 1)
 
@@ -69,40 +70,40 @@ def _attention(model: LanguageModel) -> list[Attention]:
 
 
 @benchmark("decode")
-def decode(tell: Tell) -> Benchmark:
-    """Time a token against the context, of each architecture and of a transformer with a cache in place."""
+def decode(progress: Progress) -> Benchmark:
+    """Time per token against the context, of each architecture and of a transformer with a preallocated cache."""
     hidden = equal_hidden()
     calls = _cached(system(YARDSTICK, hidden[YARDSTICK]))
     names = [name for name in OWN if name != YARDSTICK]
     states = {}
     for name in names:
-        more, states[name] = _with_state(name, system(name, hidden[name]).eval(), tell)
+        more, states[name] = _with_state(name, system(name, hidden[name]).eval(), progress)
         calls |= more
-    total, done = (ROUNDS + 1) * len(calls), iter(range(10**6))
-    times = take_turns(calls, ROUNDS, lambda what: tell(what, next(done), total))
-    us = {what: 1e6 * found.median / TOKENS for what, found in times.items()}
+    total, done = (ROUNDS + 1) * len(calls), itertools.count()
+    times = take_turns(calls, ROUNDS, lambda what: progress(what, next(done), total))
+    us = {what: 1e6 * own.median / TOKENS for what, own in times.items()}
     crossings = {name: _crossing(name, times) for name in names}
     rows = [_row(context, us, names) for context in CONTEXTS]
-    rows.append(("faster from", "", *(told(crossings[name], CONTEXTS) for name in names)))
+    rows.append(("faster from", "", *(describe(crossings[name], CONTEXTS) for name in names)))
     rows.append(("state, KiB", f"{_cache_kib(CONTEXTS[-1]):,.0f}", *(f"{states[n] / 1024:,.0f}" for n in names)))
     notes = (
-        f"Microseconds a token, one token a call ({SHAPE}; models of as many parameters, one row, no gradients), "
+        f"Microseconds per token, one token per call ({SHAPE}; models of as many parameters, one row, no gradients), "
         f"{torch.get_num_threads()} thread(s), medians of {ROUNDS} rounds of {TOKENS} tokens in which all take turns. "
-        "The transformer reads a cache of the context's length, filled with random numbers, that is written in place. "
-        f"The others have read {' and '.join(f'{n:,}' for n in REACHED)} tokens; their states are of one size, so "
-        "their lines go on as they are, faint and without a mark where nothing was measured. Faster from: the context "
-        "from which on a model decodes faster than the transformer, interpolated, over the rounds."
+        "The transformer reads a cache of the context's length, filled with random numbers and written in place. "
+        f"The others have read {' and '.join(f'{n:,}' for n in REACHED)} tokens; their states have one size, so "
+        "their lines go on level, faint and without a mark beyond the last measurement. Faster from: the least context "
+        "beyond which a model decodes faster than the transformer, interpolated, over the rounds."
     )
     data = {
         "parameters": system(YARDSTICK, hidden[YARDSTICK]).num_parameters(),
         "us": us,
-        "faster_from": {name: vars(found) for name, found in crossings.items()},
+        "faster_from": {name: vars(spread) for name, spread in crossings.items()},
     }
     return Benchmark("Decoding", ("context", YARDSTICK, *names), tuple(rows), notes, data, plots=(_plot(us, names),))
 
 
 def call(name: str, context: int) -> str:
-    """What is timed, in words."""
+    """Name a timed call."""
     return f"{name} after {context:,} tokens"
 
 
@@ -110,12 +111,12 @@ def _cached(model: LanguageModel) -> dict[str, Callable[[], object]]:
     return {call(YARDSTICK, n): partial(Cached(model, n, TOKENS).read, _ids(TOKENS)) for n in CONTEXTS}
 
 
-def _with_state(name: str, model: LanguageModel, tell: Tell) -> tuple[dict[str, Callable[[], object]], int]:
-    """Decoding from states that have read `REACHED` tokens, and how many bytes any of them has."""
+def _with_state(name: str, model: LanguageModel, progress: Progress) -> tuple[dict[str, Callable[[], object]], int]:
+    """Decoding from states after `REACHED` tokens, and the bytes of each such state."""
     calls, state, read, sizes = {}, None, 0, set()
     for context in REACHED:
         for part in _ids(context - read).split(CHUNK, 1):
-            tell(f"{name} reads {context:,} tokens", 0, 1)
+            progress(f"{name} reads {context:,} tokens", 0, 1)
             with torch.no_grad():
                 _, state = model(part, state)
         read = context
@@ -136,13 +137,13 @@ def _ids(tokens: int) -> Tensor:
 
 
 def _crossing(name: str, times: dict[str, Times]) -> Spread:
-    """Round by round: the model's mean over the contexts it read, against the transformer's line."""
-    found = []
+    """The crossing of each round: the model's mean over its contexts against the transformer's line."""
+    lengths = []
     for i in range(ROUNDS):
         own = sum(times[call(name, n)].seconds[i] for n in REACHED) / len(REACHED)
         yardstick = [times[call(YARDSTICK, n)].seconds[i] for n in CONTEXTS]
-        found.append(crossing(CONTEXTS, [own] * len(CONTEXTS), yardstick))
-    return Spread.of(found)
+        lengths.append(crossing(CONTEXTS, [own] * len(CONTEXTS), yardstick))
+    return Spread.of(lengths)
 
 
 def _row(context: int, us: dict[str, float], names: list[str]) -> tuple[str, ...]:
@@ -153,8 +154,8 @@ def _row(context: int, us: dict[str, float], names: list[str]) -> tuple[str, ...
 def _plot(us: dict[str, float], names: list[str]) -> Lines:
     lines = {YARDSTICK: [[n, us[call(YARDSTICK, n)]] for n in CONTEXTS]}
     lines |= {name: [[n, us[call(name, n)]] for n in REACHED] for name in names}
-    beyond = {name: [[CONTEXTS[-1], lines[name][-1][1]]] for name in names}  # because the state is of one size
-    return Lines("Decoding", "tokens of context", "microseconds a token", lines, beyond)
+    beyond = {name: [[CONTEXTS[-1], lines[name][-1][1]]] for name in names}  # the state has one size
+    return Lines("Decoding", "tokens of context", "microseconds per token", lines, beyond)
 
 
 def _cache_kib(context: int) -> float:

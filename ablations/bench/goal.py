@@ -1,4 +1,4 @@
-"""A figure that a benchmark is to reach, and whether it does."""
+"""Goals of benchmarks: a figure, the value to reach, and a verdict."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ COLUMNS = ("what", "ours", "yardstick", "figure", "to reach", "verdict")
 
 @dataclass(frozen=True)
 class Goal:
-    """What is compared, and the figure that comes of it.
+    """A comparison of two sides, and its goal.
 
-    ours, yardstick: the two sides, each with its own figure and unit, as people read them. figure: what is made of
-    the two, over the rounds. reach: what the figure is to be, at least or (at_most) at most.
+    what: the subject. ours, yardstick: each side's figure with its unit, as text. figure: the comparison over the
+    rounds, in `unit`. reach: the goal, a least value or, with at_most, a largest.
     """
 
     what: str
@@ -30,7 +30,7 @@ class Goal:
 
     @property
     def verdict(self) -> str:
-        """Whether all rounds reach it, or none does; "not resolved" where the spread is wider than the margin."""
+        """Return "reached" if all rounds reach the goal, "not reached" if none does, "not resolved" otherwise."""
         ends = (self.figure.low, self.figure.high)
         reached = [end <= self.reach if self.at_most else end >= self.reach for end in ends]
         if all(reached):
@@ -39,7 +39,7 @@ class Goal:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """A row under `COLUMNS`; on which side of the goal its figures lie can be seen from their digits."""
+        """A row under `COLUMNS`; figures have enough digits to show their side of the goal."""
         low, median, high = self.figure.low, self.figure.median, self.figure.high
         if low == high:
             (figure,) = beside(self.reach, [median], 3, "g")
@@ -49,16 +49,16 @@ class Goal:
         return (self.what, self.ours, self.yardstick, f"{figure} {self.unit}".strip(), reach, self.verdict)
 
     def data(self) -> dict[str, Any]:
-        """For JSON, the verdict included."""
+        """Return the goal as JSON data, verdict included."""
         return {**vars(self), "figure": vars(self.figure), "verdict": self.verdict}
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Goal:
-        """From `data`."""
+        """Read `data`."""
         fields = {key: value for key, value in data.items() if key != "verdict"}
         return cls(**{**fields, "figure": Spread(**data["figure"])})
 
 
 def single(value: float) -> Spread:
-    """A figure that was taken once."""
+    """A figure measured once."""
     return Spread(value, value, value)

@@ -1,15 +1,16 @@
-"""`memkit bench length`: what training on longer texts costs a token, in time and in memory."""
+"""`memkit bench length`: time per token and memory of training on longer texts."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
 
-import memkit
-from ablations.bench.base import Benchmark, Tell, benchmark
+from ablations.bench.base import Benchmark, Progress, benchmark
 from ablations.bench.goal import Goal, single
 from ablations.bench.memory import growth
+from ablations.bench.problems import MEMORY, titans_layer
 from ablations.bench.timing import Spread, Times, take_turns
 from ablations.report.lines import Lines
 
@@ -21,9 +22,7 @@ MIB = 2**20
 
 def training_step(tokens: int, recompute: int | None) -> Callable[[], None]:
     """Forward and backward of one Titans layer over `tokens` tokens, gradients of the inputs included."""
-    torch.manual_seed(0)
-    rule = {"name": "titans", "depth": 2, "expansion": 4, "mini_batch": MINI_BATCH}
-    mixer = memkit.build("mixer", "neural_memory", dim=DIM, heads=HEADS, rule=rule, recompute=recompute)
+    mixer = titans_layer(DIM, HEADS, MINI_BATCH, recompute=recompute)
     x, arriving = torch.randn(1, tokens, DIM, requires_grad=True), torch.randn(1, tokens, DIM)
 
     def run() -> None:
@@ -35,25 +34,25 @@ def training_step(tokens: int, recompute: int | None) -> Callable[[], None]:
 
 
 @benchmark("length")
-def length(tell: Tell) -> Benchmark:
-    """Time and memory of a training step a token, with everything kept for the backward pass and without."""
-    modes, total, done = {KEPT: None, AGAIN: GROUP}, 2 * len(LENGTHS) * (REPEATS + 2), iter(range(10**6))
+def length(progress: Progress) -> Benchmark:
+    """Time and memory of a training step, with everything kept for the backward pass or recomputed."""
+    modes, total, done = {KEPT: None, AGAIN: GROUP}, 2 * len(LENGTHS) * (REPEATS + 2), itertools.count()
     grown: dict[str, dict[int, float]] = {name: {} for name in modes}
     for tokens in LENGTHS:
         for name, recompute in modes.items():
-            tell(f"memory of {tokens:,} tokens, {name}", next(done), total)
+            progress(f"memory of {tokens:,} tokens, {name}", next(done), total)
             grown[name][tokens] = growth(training_step, tokens, recompute)
     calls = {call(n, name): training_step(n, recompute) for n in LENGTHS for name, recompute in modes.items()}
-    found = take_turns(calls, REPEATS, lambda what: tell(what, next(done), total))
-    times = {name: {n: found[call(n, name)].each(n) for n in LENGTHS} for name in modes}
+    taken = take_turns(calls, REPEATS, lambda what: progress(what, next(done), total))
+    times = {name: {n: taken[call(n, name)].each(n) for n in LENGTHS} for name in modes}
     notes = (
-        f"A training step of one Titans layer (dim {DIM}, {HEADS} heads, MLP depth 2 x 4, mini-batches of "
-        f"{MINI_BATCH}, one row, float32), {torch.get_num_threads()} thread(s): microseconds a token, the ratio of the "
-        f"two in {REPEATS} rounds in which all take turns, and by how much the step raises resident memory at its "
-        "peak, in a process of its own that holds inputs and the gradients of the outputs before. The last column is "
-        "what inputs, outputs and their gradients take alone."
+        f"A training step of one Titans layer (dim {DIM}, {HEADS} heads, {MEMORY}, mini-batches of "
+        f"{MINI_BATCH}, one row, float32), {torch.get_num_threads()} thread(s): microseconds per token, the ratio of "
+        f"the two in {REPEATS} rounds in which all take turns, and the growth of resident memory at the step's peak, "
+        "in a process of its own that holds inputs and the gradients of the outputs beforehand. The last column is the "
+        "memory of inputs, outputs and their gradients alone."
     )
-    columns = ("tokens", "us a token", "recomputed", "ratio", "MiB", "MiB, recomputed", "ends alone, MiB")
+    columns = ("tokens", "us per token", "recomputed", "ratio", "MiB", "MiB, recomputed", "ends alone, MiB")
     rows = tuple(_row(n, times, grown) for n in LENGTHS)
     data = {
         "seconds_a_token": {name: {str(n): own[n].seconds for n in LENGTHS} for name, own in times.items()},
@@ -63,12 +62,12 @@ def length(tell: Tell) -> Benchmark:
 
 
 def call(tokens: int, name: str) -> str:
-    """What is timed, in words."""
+    """Name a timed call."""
     return f"{tokens:,} tokens, {name}"
 
 
 def _ends(tokens: int) -> float:
-    """MiB of inputs, outputs and the gradients of both, float32."""
+    """MiB of inputs, outputs and the gradients of both, in float32."""
     return 4 * tokens * DIM * 4 / MIB
 
 
@@ -83,7 +82,7 @@ def _goals(times: dict[str, dict[int, Times]], grown: dict[str, dict[int, float]
         return Goal(f"{what}, {AGAIN}", ours, yardstick, figure, reach, True, unit)
 
     def us(name: str, n: int) -> str:
-        return f"{1e6 * times[name][n].median:.0f} us a token"
+        return f"{1e6 * times[name][n].median:.0f} us per token"
 
     short, before, long = LENGTHS[0], LENGTHS[-2], LENGTHS[-1]
     again, added, ends = times[AGAIN], grown[AGAIN][long] - grown[AGAIN][before], _ends(long) - _ends(before)
@@ -94,7 +93,7 @@ def _goals(times: dict[str, dict[int, Times]], grown: dict[str, dict[int, float]
         at_most(1.35, step, us(AGAIN, long), f"{us(KEPT, long)}, {KEPT}", slower),
         at_most(4, f"memory of {step}", f"{grown[AGAIN][long]:,.0f} MiB", "4 GiB", whole, "GiB"),
         at_most(1, f"memory of {long - before:,} more tokens", f"{added:,.0f} MiB", theirs, more),
-        at_most(1.1, f"time a token of {step}", us(AGAIN, long), f"{us(AGAIN, short)} at {short:,}", longer),
+        at_most(1.1, f"time per token of {step}", us(AGAIN, long), f"{us(AGAIN, short)} at {short:,}", longer),
     )
 
 
@@ -103,6 +102,6 @@ def _plots(times: dict[str, dict[int, Times]], grown: dict[str, dict[int, float]
     mib = {name: [[n, value] for n, value in own.items()] for name, own in grown.items()}
     mib["inputs, outputs and gradients"] = [[n, _ends(n)] for n in LENGTHS]
     return (
-        Lines("A training step of one layer", "tokens", "microseconds a token", us),
+        Lines("A training step of one layer", "tokens", "microseconds per token", us),
         Lines("Memory of a training step", "tokens", "MiB at the peak", mib),
     )

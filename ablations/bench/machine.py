@@ -1,4 +1,4 @@
-"""What a benchmark ran on: figures without their machine mean nothing."""
+"""The machine of a benchmark, without which its figures mean nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def about(command: str) -> dict[str, str]:
-    """Command, machine, load of the last minute, versions and date, in words."""
+    """Describe command, machine, load of the last minute, versions and date."""
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     return {
         "command": command,
@@ -29,7 +29,7 @@ def about(command: str) -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's name, as well as it is known."""
+    """Return the processor's name, or else its architecture."""
     if CPU_INFO.exists():
         for line in CPU_INFO.read_text().splitlines():
             key, _, value = line.partition(":")

@@ -1,4 +1,4 @@
-"""How much memory a call takes: measured in a process of its own, as what a process once took it rarely gives back."""
+"""The memory of a call, measured in a process of its own, because a process rarely gives memory back."""
 
 from __future__ import annotations
 
@@ -16,34 +16,36 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed() -> bool:
-    """Have the allocator keep what is given back to it, while this process lives; False where it cannot be told.
+    """Make the allocator of this process keep freed memory from now on; returns False if it has no such setting.
 
-    glibc gives large memory back to the system by rules of its own, and the next call pays for it page by page: the
-    same one may take twice as long, depending on what others did before.
+    glibc returns large blocks to the system by rules of its own, and the next call pays for new pages: the same call
+    can take twice as long, depending on the calls before.
     """
-    tell = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    return tell is not None and bool(tell(TRIM_THRESHOLD, 2**30) and tell(MMAP_THRESHOLD, 32 * 2**20))
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is None:
+        return False
+    return bool(set_option(TRIM_THRESHOLD, 2**30) and set_option(MMAP_THRESHOLD, 32 * 2**20))
 
 
 def growth(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> float:
-    """MiB by which one call of `prepare(*arguments)` raises the largest resident memory of a new process.
+    """Return the MiB by which a call of `prepare(*arguments)()` raises a new process's largest resident memory.
 
-    `prepare` is a function of a module, and the arguments can be pickled.
+    `prepare` is a module's function, and the arguments can be pickled.
     """
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(_grown, (prepare, arguments))
 
 
 def peak() -> float:
-    """The largest resident memory of this process so far, in MiB."""
-    if STATUS.exists():  # Linux, where ru_maxrss begins with what the process that started this one had
+    """Return the largest resident memory of this process so far, in MiB."""
+    if STATUS.exists():  # Linux: ru_maxrss begins with the parent's memory
         return _status("VmHWM")
     unit = 1024 * 1024 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def resident() -> float:
-    """The resident memory of this process now, in MiB; where that is not known, the largest so far."""
+    """Return the resident memory of this process now, in MiB; on systems without /proc, the largest so far."""
     return _status("VmRSS") if STATUS.exists() else peak()
 
 

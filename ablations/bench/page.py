@@ -1,4 +1,4 @@
-"""One page of every benchmark that a folder holds: what was to be reached, then each with its figures."""
+"""One page of all benchmarks in a folder: their goals, then each with its figures."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ from ablations.bench.goal import COLUMNS
 from ablations.files import write_text
 from ablations.report.html import document, paragraph
 from ablations.report.lines import draw
+from ablations.report.styles import BENCHMARKS
 from ablations.report.svg import tag
 
 PAGE = "bench.html"
-STYLE = """
-td.reached{color:var(--c2);font-weight:600}td.not-reached{color:var(--mark);font-weight:600}
-td.not-resolved{color:var(--muted);font-weight:600}.words td{white-space:normal}
-.words td:nth-last-child(-n+2){white-space:nowrap}
-"""
 
 
 def write_page(folder: Path) -> Path:
-    """Write `bench.html` from every benchmark in a folder; `ValueError` when it holds none."""
-    found = {path.stem: Benchmark.read(path) for path in sorted(folder.glob("*.json"))}
-    benchmarks = {name: one for name, one in found.items() if one is not None}
+    """Write `bench.html` from every benchmark in a folder; `ValueError` if there are none."""
+    read = {path.stem: Benchmark.read(path) for path in sorted(folder.glob("*.json"))}
+    benchmarks = {name: one for name, one in read.items() if one is not None}
     if not benchmarks:
         raise ValueError(f"{folder} holds no benchmark's figures. Write some with `memkit bench NAME --out {folder}`.")
     write_text(folder / PAGE, page(benchmarks))
@@ -32,27 +28,27 @@ def write_page(folder: Path) -> Path:
 
 
 def page(benchmarks: dict[str, Benchmark]) -> str:
-    """The page: self-contained, no scripts."""
+    """Return the page: one file, no scripts."""
     goals = [goal for one in benchmarks.values() for goal in one.goals]
     body = [
         tag("p", "memkit bench", class_="eyebrow"),
         tag("h1", "Benchmarks"),
         paragraph(
-            "Figures are ratios between things that take turns in one run, or were counted. A figure with a spread is "
-            "the median, the least and the largest of the rounds; where the spread is wider than the margin, the "
-            "verdict is 'not resolved'."
+            "Figures are ratios between systems that take turns in one run, or counts. A figure with a spread is the "
+            "median, the least and the largest of the rounds. The verdict is 'not resolved' if the rounds lie on both "
+            "sides of the goal."
         ),
     ]
-    body += [part for one in benchmarks.values() for part in _troubles(one)]
+    body += [part for one in benchmarks.values() for part in _failures(one)]
     if goals:
         body += [tag("h2", "To reach"), _table(COLUMNS, (goal.cells for goal in goals), verdicts=True)]
     for name, one in benchmarks.items():
         body.append(_section(name, one))
-    return document("Benchmarks", body, STYLE)
+    return document("Benchmarks", body, BENCHMARKS)
 
 
-def _troubles(one: Benchmark) -> list[str]:
-    return [tag("p", escape(f"{one.title}: {trouble}"), class_="headline trouble") for trouble in one.troubles]
+def _failures(one: Benchmark) -> list[str]:
+    return [tag("p", escape(f"{one.title}: {failure}"), class_="headline trouble") for failure in one.failures]
 
 
 def _section(name: str, one: Benchmark) -> str:
@@ -61,7 +57,7 @@ def _section(name: str, one: Benchmark) -> str:
         [
             tag("h2", escape(one.title), id=name),
             paragraph(one.notes, "muted small"),
-            *_troubles(one),
+            *_failures(one),
             *(tag("figure", draw(plot)) for plot in one.plots),
             _table(one.columns, one.rows),
             facts,

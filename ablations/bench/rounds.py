@@ -1,7 +1,8 @@
-"""`memkit bench rounds`: what exact online learning of a deep memory costs, and how fast its rounds come closer."""
+"""`memkit bench rounds`: the time of exact online learning, and the error after each number of iterations."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 import memkit
-from ablations.bench.base import Benchmark, Tell, benchmark
+from ablations.bench.base import Benchmark, Progress, benchmark
 from ablations.bench.goal import Goal
 from ablations.bench.memory import keep_freed
+from ablations.bench.problems import Problem, problem
 from ablations.bench.timing import Times, take_turns
 from ablations.pool import run_all
 
@@ -25,7 +27,7 @@ TRAINED = "forward and backward, "
 
 @dataclass(frozen=True)
 class Sizes:
-    """Rows, tokens and widths of what is learned, and the rounds in which all forms take turns."""
+    """Sizes of the problem, and the number of timed rounds."""
 
     batch: int = 8
     tokens: int = 512
@@ -38,7 +40,7 @@ SIZES = Sizes()
 
 
 class Measured(NamedTuple):
-    """By form: distance from token by token, and times; and whether the allocator did as it was told."""
+    """By form: distance from token by token, and times. kept: the allocator keeps freed memory."""
 
     distances: dict[str, float]
     times: dict[str, Times]
@@ -46,9 +48,9 @@ class Measured(NamedTuple):
 
 
 @benchmark("rounds")
-def rounds(tell: Tell) -> Benchmark:
-    """Rounds of the form `iterate` against distance from the exact answer and time, forward and with gradients."""
-    distances, times, kept = _in_its_own_process(tell)
+def rounds(progress: Progress) -> Benchmark:
+    """Distance from the exact answer and time of the form `iterate`, by its rounds, forward and with gradients."""
+    distances, times, kept = _in_its_own_process(progress)
     ratios = {name: times[_yardstick(name)].relative_to(times[name]) for name in times}
     rows = tuple(
         (name, f"{distances[name]:.1e}" if name in distances else "", f"{times[name].median:.3f}", str(ratios[name]))
@@ -61,21 +63,21 @@ def rounds(tell: Tell) -> Benchmark:
     return Benchmark("Exact online learning by rounds", columns, rows, notes, {"forms": data}, goals)
 
 
-def _in_its_own_process(tell: Tell) -> Measured:
-    """Measure where the allocator can be told what it stays with until the process ends."""
-    for news in run_all(measure, {"rounds": (SIZES, torch.get_num_threads())}, 1, fresh=True):
-        if news.kind == "done":
-            return news.value
-        if news.kind == "failed":
-            raise RuntimeError(f"{news.value}\n{news.details}")
-        tell(*news.value)
-    raise RuntimeError("the process that measures rounds ended without a word.")
+def _in_its_own_process(progress: Progress) -> Measured:
+    """Measure in a process of its own, since the allocator's setting lasts as long as its process."""
+    for event in run_all(measure, {"rounds": (SIZES, torch.get_num_threads())}, 1, fresh=True):
+        if event.kind == "done":
+            return event.value
+        if event.kind == "failed":
+            raise RuntimeError(f"{event.value}\n{event.details}")
+        progress(*event.value)
+    raise RuntimeError("the process that measures rounds ended without a result.")
 
 
 def measure(sizes: Sizes, threads: int, send: Callable[[tuple[str, int, int]], None]) -> Measured:
-    """Run and time all forms; `send` hears what is timed, how much is done and of how much."""
+    """Run and time all forms; calls `send` with the form being timed, the number done and the total."""
     torch.set_num_threads(threads)
-    kept, given = keep_freed(), _given(sizes)
+    kept, given = keep_freed(), _problem(sizes)
     calls: dict[str, Callable[[], Any]] = {ONE_BY_ONE: _forward(given, form="fused")}
     calls |= {f"{n} rounds": _forward(given, form="iterate", rounds=n) for n in ROUNDS}
     calls |= {CLOSE: _forward(given, form="iterate", tolerance=TOLERANCE), EXACT: _forward(given)}
@@ -87,30 +89,19 @@ def measure(sizes: Sizes, threads: int, send: Callable[[tuple[str, int, int]], N
         TRAINED + EXACT: _step(given),
     }
     times: dict[str, Times] = {}
-    done, count = iter(range(10**6)), (sizes.repeats + 1) * (len(calls) + len(trained))
+    done, total = itertools.count(), (sizes.repeats + 1) * (len(calls) + len(trained))
     for some in (calls, trained):
-        times |= take_turns(some, sizes.repeats, lambda name: send((name, next(done), count)))
+        times |= take_turns(some, sizes.repeats, lambda name: send((name, next(done), total)))
     return Measured(distances, times, kept)
 
 
-def _given(sizes: Sizes) -> tuple[Any, ...]:
-    """A rule, tokens, gates and a state."""
+def _problem(sizes: Sizes) -> Problem:
     rule = memkit.build("rule", "titans", mini_batch=1)
-    g = torch.Generator().manual_seed(0)
-    shape = (sizes.batch, sizes.tokens, sizes.heads)
-    q, k, v = (torch.randn(*shape, sizes.width, generator=g) for _ in range(3))
-    q, k = (x / x.norm(dim=-1, keepdim=True) for x in (q, k))
-    gates = {
-        "lr": 0.05 * torch.rand(shape, generator=g),
-        "momentum": 0.9 * torch.rand(shape, generator=g),
-        "decay": 0.02 * torch.rand(shape, generator=g),
-    }
-    wide: dict[str, Any] = {"batch": sizes.batch, "heads": sizes.heads, "key_dim": sizes.width}
-    state = memkit.init_state(rule, **wide, value_dim=sizes.width, generator=g)
-    return rule, q, k, v, gates, state
+    shape = {"batch": sizes.batch, "tokens": sizes.tokens, "heads": sizes.heads, "width": sizes.width}
+    return problem(rule, **shape, gates={"lr": 0.05, "momentum": 0.9, "decay": 0.02})
 
 
-def _forward(given: tuple[Any, ...], **options: Any) -> Callable[[], Tensor]:
+def _forward(given: Problem, **options: Any) -> Callable[[], Tensor]:
     def run() -> Tensor:
         with torch.no_grad():
             return memkit.memorize(*given, **options)[0]
@@ -118,13 +109,13 @@ def _forward(given: tuple[Any, ...], **options: Any) -> Callable[[], Tensor]:
     return run
 
 
-def _step(given: tuple[Any, ...], **options: Any) -> Callable[[], object]:
-    """The outputs and the gradients of their squares, in everything that was given."""
-    rule, gates, state = given[0], given[4], given[5]
+def _step(given: Problem, **options: Any) -> Callable[[], object]:
+    """The outputs, and the gradients of their squares with respect to tokens, gates and initial weights."""
+    rule, *tokens, gates, state = given
 
     def run() -> object:
         fresh = state.map(Tensor.clone)
-        inputs = tuple(x.detach().requires_grad_() for x in given[1:4])
+        inputs = tuple(x.detach().requires_grad_() for x in tokens)
         scales = {name: gate.detach().requires_grad_() for name, gate in gates.items()}
         leaves = [*inputs, *scales.values(), *(w.requires_grad_() for w in fresh.weights.values())]
         arguments: tuple[Any, ...] = (rule, *inputs, scales, fresh)
@@ -140,15 +131,15 @@ def _yardstick(name: str) -> str:
 
 def _notes(distances: dict[str, float], *, kept: bool) -> str:
     needed = [n for n in ROUNDS if distances[f"{n} rounds"] <= TOLERANCE]
-    rounds = f"after {needed[0]} rounds" if needed else f"by none of {ROUNDS[-1]} rounds"
-    allocator = "keeps what it is given back" if kept else "is as it is"
+    rounds = f"after {needed[0]} rounds" if needed else f"by no number up to {ROUNDS[-1]} rounds"
+    allocator = "keeps freed memory" if kept else "has the system's settings"
     return (
-        "An MLP memory of depth 2 and expansion 4 that learns at every token; "
+        "An MLP memory of depth 2 and expansion 4 with an update at every token; "
         f"B = {SIZES.batch}, T = {SIZES.tokens}, {SIZES.heads} heads of {SIZES.width}, float32; {SIZES.repeats} turns "
-        "of each. Distance is relative to token by token, whose own rounding is of the order of 1e-7; "
-        f"{TOLERANCE:g} is reached {rounds}. With gradients token by token keeps the state every {RECOMPUTE} tokens "
-        "and runs what is between again: all states would fill gigabytes. A process of its own, whose allocator "
-        f"{allocator}: token by token asks for new weights at every token, and may else take twice as long."
+        "of each. Distance is relative to token by token, which itself rounds at about 1e-7; "
+        f"{TOLERANCE:g} is reached {rounds}. With gradients, token by token keeps the state every {RECOMPUTE} tokens "
+        "and recomputes the states between: all of them would fill gigabytes. The allocator of this process "
+        f"{allocator}; otherwise token by token, which allocates new weights at every token, can take twice as long."
     )
 
 

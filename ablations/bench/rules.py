@@ -1,4 +1,4 @@
-"""`memkit bench rules`: what each rule costs a token, in the form that `auto` takes, beside a Titans matrix."""
+"""`memkit bench rules`: time per token of each rule, in the form that `auto` takes, beside a Titans matrix."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Callable
 import torch
 
 import memkit
-from ablations.bench.base import Benchmark, Tell, benchmark
+from ablations.bench.base import Benchmark, Progress, benchmark
 from ablations.bench.timing import Times, take_turns
 from memkit.engine import gate_shape
 from memkit.rule import Rule
 
 TOKENS, HEADS, WIDTH, ROUNDS = 2048, 4, 64, 5
 LARGE_STATE, FEW_TOKENS = 4 * 2**20, 128
-"""Rules whose state of one row has more bytes are timed on so few tokens: they are as slow as their state is large.
-So are those that form every token's step."""
+"""Rules with more bytes of state per row are timed on FEW_TOKENS tokens, since their time grows with the state.
+So are rules of the form `expand`, which builds a step per token."""
 YARDSTICK = "titans, depth 1"
 
 
 @benchmark("rules")
-def rules(tell: Tell) -> Benchmark:
-    """Time and state of every registered rule, relative to the dual form of `titans` with a matrix a head."""
+def rules(progress: Progress) -> Benchmark:
+    """Time and state of every registered rule, relative to `titans` with one matrix per head."""
     known: dict[str, Rule] = {YARDSTICK: memkit.build("rule", "titans", depth=1)}
     known |= {name: memkit.build("rule", name) for name in memkit.names("rule")}
     times: dict[bool, dict[str, Times]] = {}
@@ -31,7 +31,7 @@ def rules(tell: Tell) -> Benchmark:
 
         def count(name: str) -> None:
             nonlocal done
-            tell(name, done, total)
+            progress(name, done, total)
             done += 1
 
         taken = take_turns({name: call(rule, backward) for name, rule in known.items()}, ROUNDS, count, again=True)
@@ -53,18 +53,18 @@ def rules(tell: Tell) -> Benchmark:
         }
     columns = ("rule", "form", "forward", "forward + backward", "tokens/s", "tokens/s, both", "state, KiB")
     notes = (
-        f"Time a token in multiples of `titans` with a matrix a head and mini-batches of 16 (median, least and largest "
-        f"of {ROUNDS} rounds in which all rules take turns, the second of two calls "
-        f"each); T = {TOKENS}, or {FEW_TOKENS} where the state is above "
+        f"Time per token in multiples of `titans` with one matrix per head and mini-batches of 16 (median, least and "
+        f"largest of {ROUNDS} rounds in which all rules take turns, the second of two calls "
+        f"each); T = {TOKENS}, or {FEW_TOKENS} if the state is above "
         f"{LARGE_STATE // 2**20} MiB or the form is expand; {HEADS} heads of {WIDTH}, one row, float32, "
         f"{torch.get_num_threads()} thread(s) of {os.cpu_count()} cores, torch {torch.__version__}. "
-        "Rules as they are built by name; state of one row."
+        "Rules with their default options; state of one row."
     )
     return Benchmark("Memory rules", columns, tuple(rows), notes, {"rules": data})
 
 
 def call(rule: Rule, backward: bool) -> Callable[[], None]:
-    """One pass over random tokens with unit keys and gates inside their ranges, small steps."""
+    """One pass over random tokens with unit keys, gates inside their ranges and small steps."""
     g = torch.Generator().manual_seed(0)
     shape = (1, tokens_of(rule), HEADS)
     q = torch.randn(*shape, WIDTH, generator=g)
@@ -89,11 +89,11 @@ def call(rule: Rule, backward: bool) -> Callable[[], None]:
 
 
 def tokens_of(rule: Rule) -> int:
-    """How many tokens a rule is timed on."""
+    """Return the number of tokens that a rule is timed on."""
     slow = state_bytes(rule) > LARGE_STATE or memkit.explain(rule).startswith("expand:")
     return min(TOKENS, FEW_TOKENS) if slow else TOKENS
 
 
 def state_bytes(rule: Rule) -> int:
-    """Bytes of the state of one row, with the tensors that it shares with its own beginning counted once each."""
+    """Count the bytes of one row's state; tensors shared with its initial state count once."""
     return memkit.init_state(rule, batch=1, heads=HEADS, key_dim=WIDTH, value_dim=WIDTH).bytes

@@ -1,4 +1,4 @@
-"""`memkit bench stream`: two million tokens through LMM, MAC, MAG and MAL, with memory and time a token watched."""
+"""`memkit bench stream`: memory and time per token of two million tokens through LMM, MAC, MAG and MAL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import memkit
-from ablations.bench.base import Benchmark, Tell, Trouble, benchmark
+from ablations.bench.base import Benchmark, Failure, Progress, benchmark
 from ablations.bench.goal import Goal, single
 from ablations.bench.memory import peak, resident
 from ablations.bench.timing import Spread, Times, take_turns
@@ -33,7 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """chunk: tokens a call; early: the short context that decoding after all tokens is held against."""
+    """chunk: tokens per call. early: tokens before the early timing of `_late_against_early`."""
 
     dim: int = 128
     heads: int = 4
@@ -49,85 +49,85 @@ SIZES = Sizes()
 
 
 @benchmark("stream")
-def stream(tell: Tell) -> Benchmark:
+def stream(progress: Progress) -> Benchmark:
     """Stream 2^21 tokens through each architecture; the end must equal a short call from a saved state."""
-    progress, found, troubles = dict.fromkeys(MODELS, 0), {}, {}
+    done, models, failures = dict.fromkeys(MODELS, 0), {}, {}
     total = len(MODELS) * SIZES.tokens // SIZES.chunk
-    for news in run_all(one, {name: (name, SIZES) for name in MODELS}, torch.get_num_threads(), fresh=True):
-        if news.kind == "failed":
-            troubles[news.key] = Trouble(f"streaming through {news.key}", str(news.value), news.details)
-        elif news.kind == "done":
-            found[news.key] = news.value
+    for event in run_all(one, {name: (name, SIZES) for name in MODELS}, torch.get_num_threads(), fresh=True):
+        if event.kind == "failed":
+            failures[event.key] = Failure(f"streaming through {event.key}", str(event.value), event.details)
+        elif event.kind == "done":
+            models[event.key] = event.value
         else:
-            progress[news.key] = news.value
-            tell(str(news.key), sum(progress.values()), total)
-    found, troubles = ({name: given[name] for name in MODELS if name in given} for given in (found, troubles))
-    if not found:
-        raise RuntimeError("\n".join(f"{trouble}\n{trouble.details}" for trouble in troubles.values()))
-    columns = ("model", "us a token, first", "last", "MiB, first", "all", "state, KiB", "difference", "finite")
+            done[event.key] = event.value
+            progress(str(event.key), sum(done.values()), total)
+    models, failures = ({name: given[name] for name in MODELS if name in given} for given in (models, failures))
+    if not models:
+        raise RuntimeError("\n".join(f"{failure}\n{failure.details}" for failure in failures.values()))
+    columns = ("model", "us per token, first", "last", "MiB, first", "all", "state, KiB", "difference", "finite")
     notes = (
         f"{SIZES.tokens:,} random bytes through {SIZES.depth} layers (dim {SIZES.dim}, {SIZES.heads} heads, one row, "
-        f"float32, no gradients), {SIZES.chunk:,} tokens a call, a process of one thread for each model, "
+        f"float32, no gradients), {SIZES.chunk:,} tokens per call, a process of one thread for each model, "
         f"{torch.get_num_threads()} at a time. First and last: medians of the first and of the last eighth of the "
-        "calls. Memory: the largest resident memory until the end of the first eighth, and until the end of all. "
+        "calls. Memory: the largest resident memory by the end of the first eighth, and by the end of all. "
         f"Difference: the last {SIZES.chunk:,} rows of logits against a call from the state "
-        f"that was saved before them. Ratios of times: calls of {SIZES.chunk:,} tokens, and of one token, from an "
+        f"saved before them. Ratios of times: calls of {SIZES.chunk:,} tokens, and of one token, from an "
         f"early state and from the last one, {SIZES.rounds} rounds in which both take turns."
     )
-    goals = tuple(goal for name, figures in found.items() for goal in _goals(name, figures))
+    goals = tuple(goal for name, figures in models.items() for goal in _goals(name, figures))
     return Benchmark(
         "Streaming",
         columns,
-        tuple(_row(*item) for item in found.items()),
+        tuple(_row(*item) for item in models.items()),
         notes,
-        {"models": found},
+        {"models": models},
         goals,
-        _plots(found),
-        troubles=tuple(troubles.values()),
+        _plots(models),
+        failures=tuple(failures.values()),
     )
 
 
-def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+def _row(name: str, figures: dict[str, Any]) -> tuple[str, ...]:
     return (
         name,
-        f"{found['first_us']:.0f}",
-        f"{found['last_us']:.0f}",
-        f"{found['early_mib']:.1f}",
-        f"{found['peak_mib']:.1f}",
-        f"{found['state_kib']:,.0f}",
-        f"{found['difference']:.1e}",
-        "yes" if found["finite"] else "no",
+        f"{figures['first_us']:.0f}",
+        f"{figures['last_us']:.0f}",
+        f"{figures['early_mib']:.1f}",
+        f"{figures['peak_mib']:.1f}",
+        f"{figures['state_kib']:,.0f}",
+        f"{figures['difference']:.1e}",
+        "yes" if figures["finite"] else "no",
     )
 
 
-def _goals(name: str, found: dict[str, Any]) -> list[Goal]:
+def _goals(name: str, figures: dict[str, Any]) -> list[Goal]:
     def at_most(reach: float, what: str, ours: str, yardstick: str, figure: Spread, unit: str = "times") -> Goal:
         return Goal(f"{name}: {what}", ours, yardstick, figure, reach, True, unit)
 
-    late, begun, peak_mib = f"after {SIZES.tokens:,} tokens", found["early_mib"], found["peak_mib"]
-    difference = found["difference"] if found["finite"] else math.nan
+    late, begun, peak_mib = f"after {SIZES.tokens:,} tokens", figures["early_mib"], figures["peak_mib"]
+    difference = figures["difference"] if figures["finite"] else math.nan
     memory = f"{peak_mib:.1f} MiB", f"{begun:.1f} MiB in the first eighth", single(peak_mib / begun)
     goals = [at_most(1.02, f"largest resident memory {late}", *memory)]
-    for key, what, early in (("calls", "time a token", SIZES.chunk), ("decoding", "decoding", SIZES.early)):
-        first, last = (f"{us:.0f} us a token" for us in found[key]["us"])
-        goals.append(at_most(1.1, f"{what} {late}", last, f"{first} after {early:,}", Spread(**found[key]["ratio"])))
+    for key, what, early in (("calls", "time per token", SIZES.chunk), ("decoding", "decoding", SIZES.early)):
+        first, last = (f"{us:.0f} us per token" for us in figures[key]["us"])
+        goals.append(at_most(1.1, f"{what} {late}", last, f"{first} after {early:,}", Spread(**figures[key]["ratio"])))
     end = "one stream", "a call from the saved state", single(difference)
     return [*goals, at_most(1e-6, f"the last {SIZES.chunk:,} outputs", *end, "apart")]
 
 
-def _plots(found: dict[str, Any]) -> tuple[Lines, ...]:
+def _plots(models: dict[str, Any]) -> tuple[Lines, ...]:
     def lines(key: str) -> dict[str, list[list[float]]]:
-        return {name: [list(point) for point in figures[key]] for name, figures in found.items()}
+        return {name: [list(point) for point in figures[key]] for name, figures in models.items()}
 
     return (
-        Lines("Time a token while streaming", "tokens so far", "microseconds a token", lines("us_so_far")),
+        Lines("Time per token while streaming", "tokens so far", "microseconds per token", lines("us_so_far")),
         Lines("Memory while streaming", "tokens so far", "resident memory, MiB", lines("mib_so_far")),
     )
 
 
 @torch.no_grad()
 def one(name: str, sizes: Sizes, send: Callable[[int], None]) -> dict[str, Any]:
-    """Stream through one architecture; `send` hears how many calls are done."""
+    """Stream through one architecture; calls `send` with the number of calls done."""
     torch.manual_seed(0)
     shape = {key: value for key, value in asdict(sizes).items() if key in ("dim", "heads", "depth")}
     model = memkit.build("architecture", name, vocab_size=256, **shape, **MODELS[name])
@@ -163,7 +163,7 @@ def one(name: str, sizes: Sizes, send: Callable[[int], None]) -> dict[str, Any]:
 
 
 def _thinned(values: list[float], chunk: int) -> list[tuple[int, float]]:
-    """Medians of runs of calls that double in length: (tokens so far, value)."""
+    """Return (tokens so far, median) of consecutive groups of calls, each twice as long as all before."""
     points, start = [], 0
     while start < len(values):
         stop = min(len(values), max(1, 2 * start))
@@ -173,7 +173,7 @@ def _thinned(values: list[float], chunk: int) -> list[tuple[int, float]]:
 
 
 def _late_against_early(model: torch.nn.Module, late: Any, sizes: Sizes) -> dict[str, Any]:
-    """Time a token from a state after all tokens, against a state after few of them."""
+    """Time per token from a state after all tokens, against a state after few tokens."""
     ids = torch.randint(256, (1, sizes.chunk), generator=torch.Generator().manual_seed(2))
 
     def decode(state: Any) -> Callable[[], None]:
@@ -187,7 +187,7 @@ def _late_against_early(model: torch.nn.Module, late: Any, sizes: Sizes) -> dict
 
 
 def step_by_step(model: torch.nn.Module, ids: Tensor, state: Any) -> None:
-    """Read ids `[B, T]` one token a call."""
+    """Read ids `[B, T]`, one token per call."""
     for token in ids.split(1, 1):
         _, state = model(token, state)
 

@@ -1,4 +1,4 @@
-"""The whole models that benchmarks compare: each architecture of Titans, and a transformer, of equal parameters."""
+"""The whole models in benchmarks: each architecture of Titans, and a transformer with as many parameters."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SHAPE = "2 layers, dim 256, 4 heads; memory MLP depth 2 x 4, mini-batches, segme
 
 
 def system(name: str, hidden: int) -> LanguageModel:
-    """One model, with feed-forwards of so many hidden units."""
+    """Build one model with `hidden` hidden units per feed-forward, from seed 0."""
     torch.manual_seed(0)
     sizes = {**SIZES, **OWN[name], "feed_forward": hidden / SIZES["dim"]}
     return memkit.build("architecture", name, **sizes)
 
 
 def equal_hidden() -> dict[str, int]:
-    """Hidden units of each model's feed-forwards: more where its mixers are smaller, so that all are as large."""
+    """Return each model's hidden units per feed-forward: more for smaller mixers, so that all models are as large."""
     unit = 3 * SIZES["dim"] * SIZES["depth"]  # parameters of one hidden unit, in all layers
     hidden = 8 * round(SIZES["dim"] / 3)  # the usual 8/3 of the width
     count = {name: system(name, hidden).num_parameters() for name in OWN}

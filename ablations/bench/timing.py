@@ -1,4 +1,4 @@
-"""Times on a machine that others use too: things to compare take turns, and what counts are their ratios."""
+"""Times on a shared machine: calls take turns, and their ratios count."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class Times:
         return statistics.median(self.seconds)
 
     def each(self, count: int) -> Times:
-        """The same for one of `count` things that were timed together."""
+        """Divide by `count`, for calls that do `count` things each."""
         return Times(tuple(seconds / count for seconds in self.seconds))
 
     def relative_to(self, other: Times) -> Spread:
-        """How many times as long as `other` this took, round by round."""
+        """Return the ratio of these times to `other`, round by round."""
         return Spread.of([mine / its for mine, its in zip(self.seconds, other.seconds, strict=True)])
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over the rounds."""
+    """A figure over the rounds: the least, the median and the largest."""
 
     low: float
     median: float
@@ -38,7 +38,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
-        """The least, the median and the largest of some values."""
+        """Sum up values."""
         return cls(min(values), statistics.median(values), max(values))
 
     def __str__(self) -> str:
@@ -48,23 +48,23 @@ class Spread:
 def take_turns(
     calls: Mapping[str, Callable[[], object]],
     rounds: int,
-    tell: Callable[[str], None] = lambda name: None,
+    progress: Callable[[str], None] = lambda name: None,
     *,
     again: bool = False,
 ) -> dict[str, Times]:
-    """Time every call once a round, in turn, after one round that does not count; `tell` hears each call's name.
+    """Time every call once per round, in turn, after an untimed round; `progress` is called with each call's name.
 
-    again: make each call twice in its turn and time the second, so that no call pays for the memory that the one
-    before it gave back, as none does where the same step is taken again and again.
+    again: make each call twice per turn and time the second, so that no call pays for memory that its predecessor
+    gave back; in a training loop, none does.
     """
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    taken: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
-            tell(name)
+            progress(name)
             if again and turn:
                 call()
             start = time.perf_counter()
             call()
             if turn:
-                found[name].append(time.perf_counter() - start)
-    return {name: Times(tuple(seconds)) for name, seconds in found.items()}
+                taken[name].append(time.perf_counter() - start)
+    return {name: Times(tuple(seconds)) for name, seconds in taken.items()}

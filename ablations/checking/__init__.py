@@ -1,8 +1,4 @@
-"""`memkit check`: rules, mixers and architectures held to their laws from the shell.
+"""`memkit check`: rules, mixers and architectures tested against their laws from the shell.
 
-Part of the command line, and with it the only part of this storey that knows `memkit.testing`.
+This room, the command line and `ablations.display.verdicts` alone know `memkit.testing` in this storey.
 """
-
-from ablations.checking.command import Asked, check
-
-__all__ = ["Asked", "check"]

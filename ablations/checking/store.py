@@ -1,7 +1,7 @@
-"""Verdicts kept in a folder while a long check runs, so that it can go on where it was interrupted.
+"""Verdicts kept in a folder during a long check, so that an interrupted check resumes.
 
-check.json       what is checked, and how hard
-verdicts.jsonl   a line for each unit of work that is done
+check.json       the request: components, options, profile, digests of files
+verdicts.jsonl   one line per finished unit of work
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ablations.files import check_ours, read_json, write_json
+from ablations.files import check_ours, read_json, write_json, write_text
 from memkit.testing.report import Verdict
 from memkit.testing.targets import Unit
 
@@ -22,7 +22,7 @@ SETTINGS, VERDICTS = "check.json", "verdicts.jsonl"
 class Store:
     """Verdicts by unit, in a folder or, without one, nowhere.
 
-    Raises `ValueError` when the folder holds something else, or another check.
+    Raises `ValueError` if the folder holds something else, or another check.
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
@@ -36,18 +36,25 @@ class Store:
             raise ValueError(f"{folder} holds another check; see its {SETTINGS}. Choose another --out, or delete it.")
         write_json(folder / SETTINGS, settings)
         if (folder / VERDICTS).exists():
-            for text in (folder / VERDICTS).read_text(encoding="utf-8").splitlines():
-                read = json.loads(text)
-                unit = read.pop("unit")
-                self._held[unit] = Verdict(**read)
+            self._read(folder / VERDICTS)
 
     def get(self, unit: Unit) -> Verdict | None:
-        """What was found before, if it was tried."""
+        """Return the kept verdict of a unit, or None."""
         return self._held.get(unit.key)
 
     def keep(self, unit: Unit, verdict: Verdict) -> None:
-        """Write a verdict down."""
+        """Add a verdict to the folder."""
         if self.folder is not None:
             text = json.dumps({"unit": unit.key, **dataclasses.asdict(verdict)})
             with (self.folder / VERDICTS).open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
+
+    def _read(self, path: Path) -> None:
+        """Read the verdicts; drop a last line that a killed process left without its end."""
+        whole, _, torn = path.read_text(encoding="utf-8").rpartition("\n")
+        if torn:
+            write_text(path, whole and whole + "\n")
+        for line in whole.splitlines():
+            values = json.loads(line)
+            unit = values.pop("unit")
+            self._held[unit] = Verdict(**values)

@@ -1,4 +1,4 @@
-"""Trying units of work, here or in worker processes, and keeping what they found."""
+"""Units of work, tried in this process or in worker processes, and their verdicts kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from memkit.testing.targets import Target, Unit
 def run_units(
     todo: Sequence[Unit], pairs: Sequence[tuple[Target, Subject]], jobs: int, store: Store
 ) -> Generator[tuple[Unit, Verdict], None, None]:
-    """Yield each unit's verdict as it comes: those that the store holds, then the rest, `jobs` at a time."""
+    """Yield each unit's verdict as it comes: first those in the store, then the others, tried `jobs` at a time."""
     waiting = []
     for unit in todo:
         kept = store.get(unit)
@@ -40,16 +40,16 @@ def _here(todo: Sequence[Unit], pairs: Sequence[tuple[Target, Subject]]) -> Gene
 def _apart(todo: Sequence[Unit], jobs: int) -> Generator[tuple[Unit, Verdict], None, None]:
     calls = {number: (unit,) for number, unit in enumerate(todo)}
     with closing(run_all(_work, calls, min(jobs, len(calls)))) as everything:
-        for news in everything:
-            unit = todo[news.key]
-            if news.kind == "failed":
-                yield unit, Verdict(law=unit.law, status="failed", equation="", detail=f"{news.value}")
+        for event in everything:
+            unit = todo[event.key]
+            if event.kind == "failed":
+                yield unit, Verdict(law=unit.law, status="failed", equation="", detail=f"{event.value}")
             else:
-                yield unit, news.value
+                yield unit, event.value
 
 
 def _work(unit: Unit, send: Callable[[Any], None]) -> Verdict:
-    """One unit in a worker process."""
+    """Try one unit in a worker process."""
     return unit.run(_subject(_Named(unit.target)))
 
 

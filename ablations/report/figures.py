@@ -1,4 +1,4 @@
-"""The two figures of a report, as SVG that follows the reader's light or dark theme."""
+"""The two figures of a report, as SVG, in the reader's light or dark theme."""
 
 from __future__ import annotations
 
@@ -6,51 +6,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from ablations.report.numbers import count, same_decimals
+from ablations.report.styles import FIGURES, HUES, THEME
 from ablations.report.svg import Scale, path, spread_apart, tag, text, ticks, tooltip
 from ablations.report.table import score, winner
 from ablations.results import Summary, summaries
 
 WIDTH = 920
-HUES = 8  # Okabe and Ito's colours, which most colour-blind people can tell apart; then dashes tell on
 DASHES = ("none", "7 4", "2 3")
-
-_LIGHT = (
-    "--ink:#1b1f24;--muted:#667080;--line:#d9dee5;--faint:#eef1f5;--paper:#ffffff;--mark:#b42318;"
-    "--c0:#0072b2;--c1:#d55e00;--c2:#008f6b;--c3:#b5588e;--c4:#c28a00;--c5:#3f9fd6;--c6:#5b6470;--c7:#7a5c3e"
-)
-_DARK = (
-    "--ink:#e8ebef;--muted:#98a2b0;--line:#343b45;--faint:#20262e;--paper:#14181d;--mark:#ff8a7a;"
-    "--c0:#4da3dc;--c1:#ff8a3d;--c2:#2dbd94;--c3:#e08dbd;--c4:#e6b422;--c5:#8ccbf2;--c6:#aab3bf;--c7:#c6a27e"
-)
-THEME = f":root{{{_LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{_DARK}}}}}"
-STYLE = """
-.chart{font:13px/1.3 Inter,system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
-font-variant-numeric:tabular-nums;fill:var(--ink)}
-.chart .muted{fill:var(--muted)}.chart .small{font-size:12px}.chart .strong{font-weight:650}
-.chart .end{text-anchor:end}.chart .middle{text-anchor:middle}
-.chart .rule{stroke:var(--faint);stroke-width:1}.chart .axis{stroke:var(--line);stroke-width:1}
-.chart .reference{stroke:var(--muted);stroke-width:1;stroke-dasharray:2 3}
-.chart .yardstick{stroke:var(--mark);stroke-width:1.5;stroke-dasharray:6 4}.chart .mark{fill:var(--mark)}
-.chart .curve{fill:none;stroke-width:2.25;stroke-linejoin:round;stroke-linecap:round}
-.chart .touch{fill:none;stroke:transparent;stroke-width:14}
-.chart .band{opacity:.16}.chart .leader{fill:none;stroke-width:1;opacity:.55}
-.chart .range{stroke-width:7;stroke-linecap:round;opacity:.22}.chart .seed{opacity:.6}
-.chart .mean{stroke:var(--paper);stroke-width:2}
-.chart .series{transition:opacity .12s}
-.chart:has(.series:hover) .series:not(:hover){opacity:.18}
-""" + "".join(f".chart .s{i}{{stroke:var(--c{i})}}.chart .f{i}{{fill:var(--c{i})}}" for i in range(HUES))
 
 
 def standalone(svg: str) -> str:
-    """A figure as a file of its own, with its colours and a background."""
-    style = tag("style", THEME + STYLE)
+    """Turn a figure into a file of its own, with its colors and a background."""
+    style = tag("style", THEME + FIGURES)
     background = tag("rect", width="100%", height="100%", fill="var(--paper)")
     head, rest = svg.split(">", 1)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}>{style}{background}{rest}\n'
 
 
 def dots(results: dict[str, Any]) -> str:
-    """The headline metric of each variant: its seeds, their range and their mean, beside the baseline's."""
+    """Draw the headline metric of each variant: its seeds, their range and their mean, beside the baseline's."""
     rows = summaries(results)
     values = [value for row in rows for value in row.values]
     if not values:
@@ -84,7 +58,7 @@ def _dot_row(row: Summary, i: int, x: Scale, y: float, leads: bool) -> str:
     weight = " strong" if leads else ""
     parts = [tooltip(f"{row.name}: {score(row)}"), text(row.name, x.start - 16, y + 4.5, f"end{weight}")]
     if row.mean is None:
-        parts.append(text("failed" if row.troubles else "not run yet", x.start + 8, y + 4.5, "mark"))
+        parts.append(text("failed" if row.failures else "not run yet", x.start + 8, y + 4.5, "mark"))
         return tag("g", *parts, class_="series")
     ends = {"x1": x(min(row.values)), "x2": x(max(row.values)), "y1": y, "y2": y}
     parts.append(tag("line", **ends, class_=f"range s{hue}"))
@@ -95,7 +69,7 @@ def _dot_row(row: Summary, i: int, x: Scale, y: float, leads: bool) -> str:
 
 
 def curves(results: dict[str, Any]) -> str:
-    """Learning curves: the mean over seeds, their range as a band, a name at each curve's end."""
+    """Draw learning curves: the mean over seeds, their range as a band, a name at each curve's end."""
     rows = [(i, row) for i, row in enumerate(summaries(results)) if row.curve]
     if not rows:
         return frame(90, "No evaluation yet", text("No evaluation yet.", 24, 50, "muted"))
@@ -153,7 +127,7 @@ def _yardstick(yardstick: dict[str, Any], x: Scale, y: Scale) -> str:
 
 
 def frame(height: float, label: str, *parts: str) -> str:
-    """The figure's root element; the label is what a screen reader says."""
+    """Return the figure's root element, with a label for screen readers."""
     return tag(
         "svg",
         *parts,

@@ -1,4 +1,4 @@
-"""A figure of lines on logarithmic axes, one a system, each with its name at its end."""
+"""A figure of lines on logarithmic axes, one per system, each with its name at its end."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ablations.report.figures import DASHES, HUES, WIDTH, frame
+from ablations.report.figures import DASHES, WIDTH, frame
+from ablations.report.styles import HUES
 from ablations.report.svg import Scale, path, spread_apart, tag, text, tooltip
 
 HEIGHT, TOP, BOTTOM, LEFT = 400, 46, 400 - 56, 76
 MOST_MARKS, FAINT = 12, 0.4
 FINEST = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
-"""So near each other that two of them lie in every factor of 2."""
+"""Marks so dense that every factor of 2 holds two of them."""
 
 
 @dataclass(frozen=True)
 class Lines:
     """Lines over common axes, both logarithmic.
 
-    x, y: what the axes are, with their units. lines: name -> points (x, y) in the order of x. beyond: name -> points
-    that its line goes on to though nothing was measured there; it is faint on the way, and has no marks.
+    x, y: labels of the axes, with units. lines: name -> points (x, y) in the order of x. beyond: name -> further points
+    without a measurement, drawn faint and without marks.
     """
 
     title: str
@@ -31,9 +32,9 @@ class Lines:
 
 
 def draw(plot: Lines) -> str:
-    """The figure as SVG; a line of one point is a dot, and one of none is left out.
+    """Draw the figure as SVG; a line of one point is a dot.
 
-    So are points that have no place on the axes: memory that did not grow, a time that was not finite.
+    Lines without points are left out, and points without a place on the axes: 0 and values that are not finite.
     """
     lines = _kept(plot.lines)
     if not lines:
@@ -60,7 +61,7 @@ def draw(plot: Lines) -> str:
 
 
 def _kept(lines: dict[str, list[list[float]]]) -> dict[str, list[list[float]]]:
-    """The points that have a place, of lines that have any."""
+    """The points with a place on the axes, of lines with any."""
     kept = {name: [point for point in points if _placed(point)] for name, points in lines.items()}
     return {name: points for name, points in kept.items() if points}
 
@@ -70,7 +71,7 @@ def _placed(point: list[float]) -> bool:
 
 
 def _scale(values: Sequence[float], start: float, stop: float) -> Scale:
-    """From the least to the largest and a little more; a factor of 2 at least, so that what is flat looks flat."""
+    """From the least to the largest value, with a margin; at least a factor of 2, so that flat lines look flat."""
     low, high = math.log(min(values)), math.log(max(values))
     margin = max(0.04 * (high - low), (math.log(2) - (high - low)) / 2)
     return Scale(low - margin, high + margin, start, stop)
@@ -96,7 +97,7 @@ def _line(i: int, name: str, points: list[tuple[float, float]], measured: int, r
 
 
 def marks(values: Sequence[float], *, own: bool) -> list[float]:
-    """What to write on an axis for sorted values: the values themselves (own, if few), or round numbers between."""
+    """Return the marks of an axis for sorted values: the values themselves (own, if few), or round numbers."""
     if own and len(values) <= MOST_MARKS:
         return list(values)
     low, high = values[0], values[-1]

@@ -1,22 +1,23 @@
-"""`report.md`."""
+"""`report.md`, and tables in Markdown."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from ablations.report.table import footnote, headline, make_table, troubles
+from ablations.report.table import failures, footnote, headline, make_table
 
 
 def document(results: dict[str, Any]) -> str:
-    """The report as Markdown; its figures are files beside it."""
+    """Return the report as Markdown; its figures are files beside it."""
     report, environment = results["report"], results["environment"]
     parts = [
         f"# {results['title']}",
         results["description"],
         f"**{headline(results)}**",
-        _table(results),
+        _results_table(results),
         footnote(results),
-        "\n".join(f"- {trouble}" for trouble in troubles(results)),
+        "\n".join(f"- {failure}" for failure in failures(results)),
         "![Every variant and seed](variants.svg)",
         "![Learning curves](curves.svg)",
         report["notes"],
@@ -29,14 +30,28 @@ def document(results: dict[str, Any]) -> str:
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
-def _table(results: dict[str, Any]) -> str:
-    table = make_table(results)
-    ours = len(table.columns) - table.published
-    titles = [*table.columns[:ours], *(f"published: {title}" for title in table.columns[ours:])]
-    rows = [titles, ["---", *["---:"] * (len(titles) - 1)]]
-    for line in table.lines:
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]], *, numbers: bool = False) -> str:
+    """Return a Markdown table, pipes in its cells escaped.
+
+    numbers: align all columns but the first to the right.
+    """
+    head = list(columns)
+    rule = ["---", *["---:" if numbers else "---"] * (len(head) - 1)]
+    return "\n".join(map(_row, [head, rule, *rows]))
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _results_table(results: dict[str, Any]) -> str:
+    made = make_table(results)
+    ours = len(made.columns) - made.published
+    titles = [*made.columns[:ours], *(f"published: {title}" for title in made.columns[ours:])]
+    rows = []
+    for line in made.lines:
         name = f"{line.cells[0]} (baseline)" if line.baseline else line.cells[0]
         cells = [name, *line.cells[1:]]
         rows.append([f"**{cell}**" for cell in cells[:2]] + cells[2:] if line.best else cells)
-    rows.append([f"*{cell}*" if cell != "–" else cell for cell in table.yardstick])
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+    rows.append([f"*{cell}*" if cell != "–" else cell for cell in made.yardstick])
+    return table(titles, rows, numbers=True)

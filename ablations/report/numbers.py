@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers as text for people."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 
 def same_decimals(values: Sequence[float]) -> list[str]:
-    """Numbers that stand together, with as many decimals as the one that needs most."""
+    """Format numbers alike, with enough decimals for each."""
     decimals = next((n for n in range(10) if all(abs(value - round(value, n)) < 1e-9 for value in values)), 10)
     return [f"{value:.{decimals}f}" for value in values]
 
 
 def beside(bound: float, values: Sequence[float], digits: int, kind: str) -> list[str]:
-    """Numbers that stand together, with more digits where it takes more to tell each from `bound`.
+    """Format numbers alike, with `digits` digits, or as many as show on which side of `bound` each lies.
 
-    kind: of `format`, as "f" for digits after the point and "g" for digits in all.
+    kind: a kind of `format`, such as "f" for digits after the point and "g" for all digits.
     """
 
     def side(value: float) -> int:
@@ -28,7 +28,7 @@ def beside(bound: float, values: Sequence[float], digits: int, kind: str) -> lis
 
 
 def count(value: float) -> str:
-    """A count, short."""
+    """Format a count, short."""
     for unit, scale in (("M", 1e6), ("K", 1e3)):
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
@@ -36,7 +36,7 @@ def count(value: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes."""
+    """Format a number of bytes."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -45,5 +45,5 @@ def size(count: float) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference, with a sign unless it rounds to nothing."""
+    """Format a difference, with a sign unless it rounds to 0."""
     return f"{value:+.3f}".replace("-", "−") if round(value, 3) else "0.000"

@@ -1,4 +1,4 @@
-"""The few pieces of SVG that the figures need: tags, scales, ticks, and labels that keep apart."""
+"""Pieces of SVG for the figures: tags, scales, ticks, and labels without overlaps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 
 
 def tag(name: str, /, *inside: str, **attributes: object) -> str:
-    """One element; `class_` and `stroke_width` become `class` and `stroke-width`, inside is markup already."""
+    """Return one element; `class_` and `stroke_width` become `class` and `stroke-width`; `inside` is markup."""
     listed = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_short(value))}"' for key, value in attributes.items()
     )
@@ -17,17 +17,17 @@ def tag(name: str, /, *inside: str, **attributes: object) -> str:
 
 
 def text(content: str, x: float, y: float, class_: str, **attributes: object) -> str:
-    """A text element with its content escaped."""
+    """Return a text element, its content escaped."""
     return tag("text", escape(content), x=x, y=y, class_=class_, **attributes)
 
 
 def tooltip(content: str) -> str:
-    """What shows when one points at the element around it."""
+    """Return a tooltip for the element around it."""
     return tag("title", escape(content))
 
 
 def path(points: Sequence[tuple[float, float]], class_: str, *, closed: bool = False, **attributes: object) -> str:
-    """A line through points, or the area inside them."""
+    """Return a line through points, or the area inside."""
     steps = "L".join(f"{_short(x)},{_short(y)}" for x, y in points)
     return tag("path", d=f"M{steps}{'Z' if closed else ''}", class_=class_, **attributes)
 
@@ -42,12 +42,12 @@ class Scale:
     stop: float
 
     def __call__(self, value: float) -> float:
-        """Where a value lies, in pixels."""
+        """Return the place of a value, in pixels."""
         return self.start + (value - self.low) / ((self.high - self.low) or 1.0) * (self.stop - self.start)
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round values between low and high: steps of 1, 2 or 5 times a power of ten, about as many as asked."""
+    """Return about `about` round values between low and high, in steps of 1, 2 or 5 times a power of ten."""
     rough = (high - low or abs(high) or 1.0) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
@@ -56,18 +56,18 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def spread_apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move labels as little as needed so that neighbours are `gap` apart, within low..high if they fit.
+    """Move labels as little as needed so that neighbors are `gap` apart, within low..high if they fit.
 
-    Overlapping labels merge into clusters around their mean, as in isotonic regression.
+    Overlapping labels form clusters around their mean, as in isotonic regression.
     """
     order = sorted(range(len(places)), key=lambda i: places[i])
-    clusters: list[tuple[float, int]] = []  # centre, members
+    clusters: list[tuple[float, int]] = []  # center, members
     for i in order:
         clusters.append((places[i], 1))
         while len(clusters) > 1 and _overlap(clusters[-2], clusters[-1], gap):
             (a, n), (b, m) = clusters[-2:]
             clusters[-2:] = [((a * n + b * m) / (n + m), n + m)]
-    moved = [centre + (k - (members - 1) / 2) * gap for centre, members in clusters for k in range(members)]
+    moved = [center + (k - (members - 1) / 2) * gap for center, members in clusters for k in range(members)]
     found = [0.0] * len(places)
     for i, place in zip(order, _pushed(moved, gap, low, high), strict=True):
         found[i] = place

@@ -1,4 +1,4 @@
-"""The table of a report, once, as text; the terminal, Markdown and HTML only draw it."""
+"""The table of a report as text, for the terminal, Markdown and HTML alike."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns (the first names the variant, the last `published` are a paper's), lines, and the yardstick's cells."""
+    """Columns (first the variant's name, last the `published` ones of a paper), lines, and the yardstick's cells."""
 
     columns: list[str]
     lines: list[Line]
@@ -35,7 +35,7 @@ class Table:
 
 
 def make_table(results: dict[str, Any]) -> Table:
-    """The table of a grid's results."""
+    """Make the table of a grid's results."""
     rows = summaries(results)
     reference = next(row.mean for row in rows if row.name == results["baseline"])
     published = results["report"]["published"] or {"columns": [], "rows": {}}
@@ -51,7 +51,7 @@ def make_table(results: dict[str, Any]) -> Table:
         "parameters",
         "state",
         "tokens/s",
-        "time a run",
+        "time per run",
         *published["columns"],
     ]
     lines = []
@@ -72,7 +72,7 @@ def _cells(row: Summary, reference: float | None, seeds: int, solved: bool) -> l
     done = len(row.values)
     return [
         row.name,
-        score(row) if done else "failed" if row.troubles else "not run yet",
+        score(row) if done else "failed" if row.failures else "not run yet",
         _difference(row.mean, reference),
         f"{done}" if done == seeds else f"{done} of {seeds}",
         *([", ".join("never" if step is None else f"{step}" for step in row.solved) or "–"] if solved else []),
@@ -84,7 +84,7 @@ def _cells(row: Summary, reference: float | None, seeds: int, solved: bool) -> l
 
 
 def _figures(published: dict[str, Any]) -> dict[str, list[str]]:
-    """A paper's figures as it prints them: every column with its decimals."""
+    """A paper's figures, every column with the decimals of its values."""
     rows = published["rows"]
     columns = []
     for values in zip(*rows.values(), strict=True):
@@ -94,20 +94,20 @@ def _figures(published: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def best(results: dict[str, Any], rows: list[Summary]) -> Summary | None:
-    """The variant with the best mean; None while there is none."""
+    """Return the variant with the best mean, or None before any run has finished."""
     done = [row for row in rows if row.mean is not None]
     choose = min if results["metric"]["direction"] == "lower" else max
     return choose(done, key=lambda row: row.mean or 0.0, default=None)
 
 
 def winner(results: dict[str, Any], rows: list[Summary]) -> Summary | None:
-    """The best variant, where it is ahead of every other by more than the spread of either; else None."""
+    """Return the best variant if it leads each other one by more than the spread of either; else None."""
     leader = best(results, rows)
     return None if leader is None or rivals(leader, rows) else leader
 
 
 def rivals(leader: Summary, rows: list[Summary]) -> list[str]:
-    """The variants that the spread over seeds does not tell from the leader."""
+    """Return the variants within the spread over seeds of the leader."""
 
     def near(row: Summary) -> bool:
         if row is leader or row.mean is None or leader.mean is None:
@@ -118,14 +118,13 @@ def rivals(leader: Summary, rows: list[Summary]) -> list[str]:
 
 
 def score(row: Summary) -> str:
-    """Mean and spread over seeds, in words for a table."""
+    """Format mean and spread over seeds."""
     spread = "" if row.spread is None else f" ± {row.spread:.3f}"
     return "–" if row.mean is None else f"{row.mean:.3f}{spread}"
 
 
 def headline(results: dict[str, Any]) -> str:
-    """The result in a sentence; in others, which variants are as good within the spread, what the yardstick is and
-    means, and that none beats it, where none does."""
+    """Return the result in a sentence, then the variants within the spread of the best, and the yardstick."""
     rows = summaries(results)
     leader = best(results, rows)
     if leader is None or leader.mean is None:
@@ -134,7 +133,7 @@ def headline(results: dict[str, Any]) -> str:
     lower = results["metric"]["direction"] == "lower"
     close = rivals(leader, rows)
     beaten = leader.mean < yardstick["value"] if lower else leader.mean > yardstick["value"]
-    means = yardstick.get("means")  # folders written before have none
+    means = yardstick.get("means")  # folders of older versions have none
     return (
         f"Best of {len(rows)}: {leader.name}, {score(leader)} {results['metric']['unit']}."
         + (f" Within ± of it: {', '.join(close)}." if close else "")
@@ -144,26 +143,26 @@ def headline(results: dict[str, Any]) -> str:
     )
 
 
-def troubles(results: dict[str, Any]) -> list[str]:
-    """One line for each run that failed."""
-    return [trouble for row in summaries(results) for trouble in row.troubles]
+def failures(results: dict[str, Any]) -> list[str]:
+    """Return one line per failed run."""
+    return [failure for row in summaries(results) for failure in row.failures]
 
 
 def footnote(results: dict[str, Any]) -> str:
-    """What the columns mean."""
+    """Explain the columns."""
     seeds = len(results["seeds"])
     spread = f"± is the sample standard deviation over {seeds} seeds" if seeds > 1 else "One seed shows no spread"
     direction = results["metric"]["direction"]
     text = (
         f"{results['metric']['name'].capitalize()} on held-out rows after the last step, {direction} is better. "
-        f"{spread}; differences of that size mean nothing. Every variant sees the same tokens. State: bytes that one "
-        f"row carries after {results['length']} tokens. Tokens/s and time: training alone, one thread a run, beside "
+        f"{spread}; differences of that size mean nothing. Every variant sees the same tokens. State: bytes of one "
+        f"row's state after {results['length']} tokens. Tokens/s and time: training alone, one thread per run, beside "
         "the other runs."
     )
     if results["metric"].get("solved") is not None:
         text += (
             f" Solved at step: the step of the first evaluation at which {results['metric']['name']} was "
-            f"{results['metric']['solved']:g} or better, one a seed."
+            f"{results['metric']['solved']:g} or better, one per seed."
         )
     if results["report"]["published"]:
         text += " The last columns are published figures of far larger models, to compare their order with ours."
@@ -171,7 +170,7 @@ def footnote(results: dict[str, Any]) -> str:
 
 
 def print_table(results: dict[str, Any], console: Console) -> None:
-    """Draw the table in a terminal; where that is narrow, without the last columns."""
+    """Print the table; a narrow terminal loses the last columns."""
     table = make_table(results)
     unlimited = console.options.update(max_width=10_000)
     shown = len(table.columns)
@@ -182,9 +181,9 @@ def print_table(results: dict[str, Any], console: Console) -> None:
     if shown < len(table.columns):
         left_out = escape(", ".join(table.columns[shown:]))
         console.print(f"[dim]Too narrow for: {left_out}. They are in the report.[/dim]", highlight=False)
-    console.print(headline(results), highlight=False)
-    for trouble in troubles(results):
-        console.print(f"[red]{escape(trouble)}[/red]", highlight=False)
+    console.print(escape(headline(results)), highlight=False)
+    for failure in failures(results):
+        console.print(f"[red]{escape(failure)}[/red]", highlight=False)
 
 
 def _drawn(table: Table, shown: int) -> RichTable:

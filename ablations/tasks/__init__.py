@@ -1,4 +1,4 @@
-"""Tasks: what models are trained and measured on."""
+"""Tasks: the data that models are trained and measured on."""
 
 from ablations.tasks.base import IGNORE, Batch, Metric, Task, Yardstick
 

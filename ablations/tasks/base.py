@@ -1,4 +1,4 @@
-"""What a task is: batches to train on, held-out batches, and metrics that average over targets."""
+"""A task: batches to train on, held-out batches, and metrics, each a mean over targets."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100  # a target that carries no loss
+IGNORE = -100  # a target without a loss
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids `[B, T]` int64 and targets `[B, T]` int64; a target of `IGNORE` carries no loss."""
+    """Token ids `[B, T]` int64 and targets `[B, T]` int64; a target of `IGNORE` has no loss."""
 
     ids: Tensor
     targets: Tensor
@@ -32,23 +32,23 @@ class Batch:
 class Metric:
     """A mean over targets.
 
-    per_target maps logits `[N, vocab]` and targets `[N]` to one number a target `[N]`. solved: the value from which
-    on the task counts as solved, if there is one; reports say when each run first reached it.
+    per_target maps logits `[N, vocab]` and targets `[N]` to one number per target `[N]`. solved: the value at which
+    the task counts as solved, if any; reports give each run's first step there.
     """
 
     name: str
     unit: str
-    direction: Literal["lower", "higher"]  # which is better
+    direction: Literal["lower", "higher"]  # the better one
     per_target: Callable[[Tensor, Tensor], Tensor]
     solved: float | None = None
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """A value of the first metric that needs no model worth its name; reports draw it as a line.
+    """A value of the first metric that is easy to reach; reports draw it as a line.
 
-    label: what reaches the value, as "guessing". means: what is so of a model that does better, for the sentence that
-    a report begins with.
+    label: a method with this value, such as "guessing". means: the conclusion about a better model, for the first
+    sentence of a report.
     """
 
     label: str
@@ -57,9 +57,9 @@ class Yardstick:
 
 
 class Task(ABC):
-    """A source of batches that is deterministic: the same options and generator give the same tokens.
+    """A deterministic source of batches: the same options and generator give the same tokens.
 
-    Attributes: `vocab_size`; `length`, the tokens of a row; `metrics`, the first of which is the headline.
+    Attributes: `vocab_size`; `length`, the tokens per row; `metrics`, the headline first; `yardstick`.
     """
 
     vocab_size: int
@@ -73,10 +73,10 @@ class Task(ABC):
 
     @abstractmethod
     def held_out(self) -> list[Batch]:
-        """The rows that are never trained on: the same ones on every call."""
+        """Return the rows for evaluation, never trained on: the same on every call."""
 
     def fingerprint(self) -> str:
-        """A digest of the task's held-out rows and a training batch: equal tokens, equal digest."""
+        """Return a digest of the held-out rows and a training batch: equal tokens give equal digests."""
         digest = hashlib.sha256()
         for batch in (self.batch(torch.Generator().manual_seed(0), 64), *self.held_out()):
             digest.update(batch.ids.numpy().tobytes())
@@ -85,10 +85,10 @@ class Task(ABC):
 
 
 def bits(logits: Tensor, targets: Tensor) -> Tensor:
-    """Bits to encode each target `[N]` with the model's prediction `[N, vocab]`."""
+    """Return the bits `[N]` to encode each target with the model's prediction `[N, vocab]`."""
     return F.cross_entropy(logits, targets, reduction="none") / math.log(2)
 
 
 def correct(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 where the likeliest token is the target, else 0."""
+    """Return `[N]`: 1 if the likeliest token is the target, else 0."""
     return (logits.argmax(-1) == targets).to(logits.dtype)

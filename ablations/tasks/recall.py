@@ -9,8 +9,8 @@ from ablations.tasks.base import IGNORE, Batch, Metric, Task, Yardstick, bits, c
 from memkit.checks import positive
 from memkit.registry import register
 
-POWER = 0.01  # a of the query gaps' law p(x) ~ a x^(a - 1), as published
-HELD_OUT_SEED = 0x5EED  # a training step draws the same one of 2^32 with chance 2^-32
+POWER = 0.01  # a in p(x) ~ a x^(a - 1), the distribution of the gaps; published value
+HELD_OUT_SEED = 0x5EED  # a training step has this seed with probability 2^-32
 HELD_OUT_ROWS = 512
 
 
@@ -19,15 +19,15 @@ class RecallTask(Task):
     """Recall the value of a key seen once: multi-query associative recall (MQAR).
 
     A row begins `k v k v ...`, each key once and each value once: keys from the first half of the
-    vocabulary without 0, values from the second half. Each key is asked for once more later; the gaps in
-    front of the questions are drawn without replacement from p(x) ~ a x^(a-1), a = 0.01, so most questions
+    vocabulary without 0, values from the second half. Each key is asked for once more later; the gaps
+    before the questions are drawn without replacement from p(x) ~ a x^(a-1), a = 0.01, so most questions
     come soon and some late. The target, the key's value, stands at the question's own position; all other
-    positions carry no loss and hold 0, or random tokens with `random_non_queries`.
+    positions have no loss and hold 0, or random tokens with `random_non_queries`.
 
     The defaults are the smallest published setting (64 tokens, 4 pairs, zeros between the questions). Only the
-    vocabulary is smaller than Zoology's 8,192: a model must see each key and value often before it can learn
-    to bind them, and with 64 that takes hundreds of steps instead of ten thousands, while the 31 keys and 32
-    values still allow more than 10^11 different rows, so nothing can be learned by heart.
+    vocabulary is smaller than Zoology's 8,192: a model must see each key and value often before it learns
+    to bind them. With 64 this takes hundreds of steps instead of tens of thousands, and the 31 keys and 32
+    values still make more than 10^11 different rows, too many to memorize.
 
     Raises `ValueError` when `4 * pairs > length`, as in Zoology, or when the vocabulary has too few keys.
     """
@@ -55,7 +55,7 @@ class RecallTask(Task):
         self.yardstick = Yardstick(
             "guessing among the row's values",
             1 / pairs,
-            "a model above that has learned something of which value belongs to which key",
+            "a model above that has learned something about the pairs",
         )
         rows = self.batch(torch.Generator().manual_seed(HELD_OUT_SEED), HELD_OUT_ROWS)
         self._held_out = [Batch(*parts) for parts in zip(rows.ids.split(64), rows.targets.split(64), strict=True)]
@@ -78,14 +78,14 @@ class RecallTask(Task):
         return Batch(ids, targets)
 
     def held_out(self) -> list[Batch]:
-        """512 rows that depend on the options alone."""
+        """Return 512 rows, which depend on the options alone."""
         return self._held_out
 
 
 def _draw(log_weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` indices a row without replacement, in the order drawn: `[B, N]` -> `[B, count]`.
+    """Draw `count` indices per row without replacement, in the order drawn: `[B, N]` -> `[B, count]`.
 
-    The largest of log-weights plus Gumbel noise are distributed exactly as successive draws are.
+    The largest of log-weights plus Gumbel noise have exactly the distribution of successive draws.
     """
     noise = torch.empty(log_weights.shape).exponential_(generator=generator)
     return (log_weights - noise.log()).topk(count, 1).indices

@@ -1,4 +1,4 @@
-"""Bytes of real text: what every Python installation has, or the user's own."""
+"""Bytes of real text: from the Python installation, or the user's own."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ CODE_BYTES = 1 << 19
 class TextTask(Task):
     """Predict the next byte of real English, of source code, or of your own text.
 
-    - `corpus="english"`: the language reference that Python carries for `help()`, 0.37 MB without the
-      paragraphs that several topics share (a repeated paragraph could stand in both splits).
-      `corpus="code"`: modules of the standard library in alphabetical order, 0.5 MB. `"both"`: one after
-      the other.
-    - `path`: a file, or a folder whose files are read in sorted order (hidden and binary ones are left out);
-      replaces the corpus.
-    - `length`: bytes of a row, predicted from the bytes before them in the row.
-    - `held_out_bytes`: at most so many are measured of a source, in rows spread evenly over its held-out part.
+    - `corpus="english"`: Python's language reference for `help()`, 0.37 MB, each repeated paragraph only once,
+      since it could stand in both splits. `corpus="code"`: modules of the standard library in alphabetical order,
+      0.5 MB. `"both"`: one after the other.
+    - `path`: a file, or a folder of files in sorted order, without hidden and binary ones; replaces the corpus.
+    - `length`: bytes per row, each predicted from the bytes before it in the row.
+    - `held_out_bytes`: the largest number of bytes to measure per source, in rows spread evenly over its held-out
+      part.
 
-    The last tenth of each source is held out. The metric is bits per byte; the yardstick is the unigram entropy
-    of the very bytes that are predicted: what knowing no more than how often each occurs comes to.
+    The last tenth of each source is held out. The metric is bits per byte; the yardstick is the unigram entropy of
+    the predicted bytes: the best value for byte frequencies alone.
 
     Raises `ValueError` for a path that is missing, empty, or too short for one held-out row.
     """
@@ -70,23 +69,23 @@ class TextTask(Task):
         return Batch(rows[:, :-1], rows[:, 1:])
 
     def held_out(self) -> list[Batch]:
-        """The held-out rows in batches of 16."""
+        """Return the held-out rows in batches of 16."""
         return self._held_out
 
 
 def unigram_entropy(values: Tensor) -> float:
-    """Entropy in bits of the empirical distribution of byte values: the best loss that ignores context."""
+    """Return the entropy of the byte frequencies, in bits: the best loss without context."""
     counts = torch.bincount(values.flatten(), minlength=256).double()
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * shares.log2()).sum())
 
 
-def _split(source: bytes, length: int, held_out_bytes: int, what: str) -> tuple[Tensor, Tensor]:
-    """Training bytes `[N]` and held-out rows `[R, length + 1]`; a row begins at the last byte of the one before."""
+def _split(source: bytes, length: int, held_out_bytes: int, name: str) -> tuple[Tensor, Tensor]:
+    """Training bytes `[N]` and held-out rows `[R, length + 1]`, each beginning at the last byte of its predecessor."""
     cut = len(source) - len(source) // HELD_OUT_SHARE
     if len(source) - cut < length + 1:
         raise ValueError(
-            f"task 'text': {what!r} holds {len(source):,} bytes, and the tenth that is held out must hold one row of "
+            f"task 'text': {name!r} holds {len(source):,} bytes, and the tenth that is held out must hold one row of "
             f"length + 1 = {length + 1}. Give at least {HELD_OUT_SHARE * (length + 1):,} bytes or a smaller length."
         )
     data = torch.frombuffer(bytearray(source), dtype=torch.uint8)
@@ -118,7 +117,7 @@ def _shipped(corpus: str) -> list[bytes]:
 
 
 def _english() -> bytes:
-    from pydoc_data.topics import topics  # here, because it is half a megabyte that most imports do not need
+    from pydoc_data.topics import topics  # here: half a megabyte, and rarely needed
 
     first: dict[str, str] = {}
     for name in sorted(topics):

@@ -12,11 +12,11 @@ import torch
 
 import memkit
 from ablations.bench import compiling, core, decode, length, models, rounds, rules, run_benchmark, stream, systems
-from ablations.bench.base import Trouble
+from ablations.bench.base import Failure
 from ablations.bench.memory import growth
 from ablations.bench.timing import Spread, Times, take_turns
 from ablations.cli import main
-from ablations.pool import News
+from ablations.pool import Event
 from compare import near
 
 
@@ -97,8 +97,8 @@ def test_rounds_come_closer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [goal.figure.median for goal in found.goals] == [
         forms[one]["seconds"][0] / forms[other]["seconds"][0]
         for one, other in (
-            ("token by token (dual)", "to 1e-05"),
-            ("forward and backward, token by token (dual)", "forward and backward, to 1e-05"),
+            ("token by token (fused)", "to 1e-05"),
+            ("forward and backward, token by token (fused)", "forward and backward, to 1e-05"),
         )
     ]
 
@@ -149,14 +149,14 @@ def take(mebibytes: int) -> Callable[[], object]:
     return lambda: len(b"x" * (mebibytes * 2**20))
 
 
-def here(function: Callable[..., Any], calls: dict[str, tuple[Any, ...]], workers: int, fresh: bool) -> Iterator[News]:
+def here(function: Callable[..., Any], calls: dict[str, tuple[Any, ...]], workers: int, fresh: bool) -> Iterator[Event]:
     """Calls in this process, where a benchmark gives each one a process of its own."""
     assert fresh and workers >= 1
     for name, arguments in calls.items():
         heard: list[int] = []
         value = function(*arguments, heard.append)
-        yield from (News(name, "news", one) for one in heard)
-        yield News(name, "done", value)
+        yield from (Event(name, "progress", one) for one in heard)
+        yield Event(name, "done", value)
 
 
 def test_a_stream_ends_as_a_call_from_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def test_a_stream_ends_as_a_call_from_its_state(monkeypatch: pytest.MonkeyPatch)
     assert [goal.verdict for goal in found.goals[3::4]] == ["reached"] * 4
     assert [goal.what for goal in found.goals[:2]] == [
         "lmm: largest resident memory after 256 tokens",
-        "lmm: time a token after 256 tokens",
+        "lmm: time per token after 256 tokens",
     ]
 
 
@@ -202,14 +202,14 @@ def test_a_stream_that_ends_early_says_why_and_costs_no_other(
         "decoding": timed,
         **mib,
     }
-    ended = [News("mac", "failed", "killed", "Traceback"), *(News(name, "done", figures) for name in others)]
+    ended = [Event("mac", "failed", "killed", "Traceback"), *(Event(name, "done", figures) for name in others)]
     monkeypatch.setattr(stream, "run_all", lambda *_, **__: iter(ended))
     if not others:
         with pytest.raises(RuntimeError, match=r"streaming through mac failed.*: killed\nTraceback"):
             run_benchmark("stream", lambda *_: None)
         return
     found = run_benchmark("stream", lambda *_: None)
-    assert found.troubles == (Trouble("streaming through mac", "killed", "Traceback"),)
+    assert found.failures == (Failure("streaming through mac", "killed", "Traceback"),)
     assert tuple(row[0] for row in found.rows) == tuple(found.data["models"]) == tuple(found.plots[0].lines) == others
     assert len(found.goals) == 4 * 3 and not any("mac" in goal.what for goal in found.goals)
 

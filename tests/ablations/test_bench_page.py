@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ablations.bench import Benchmark, base
-from ablations.bench.base import Trouble
-from ablations.bench.crossing import crossing, told
+from ablations.bench.base import Failure
+from ablations.bench.crossing import crossing, describe
 from ablations.bench.goal import Goal, single
 from ablations.bench.page import write_page
 from ablations.bench.timing import Spread
@@ -100,8 +100,8 @@ def test_lines_cross_where_one_stays_below(ours: list[float], yardstick: list[fl
 
 def test_crossings_in_words() -> None:
     lengths = (10, 20, 4000)
-    assert told(Spread(900.0, 1000.4, INF), lengths) == "1,000 (900 to not up to 4,000)"
-    assert told(Spread(10.0, 10.0, 10.0), lengths) == "10 or less"
+    assert describe(Spread(900.0, 1000.4, INF), lengths) == "1,000 (900 to not up to 4,000)"
+    assert describe(Spread(10.0, 10.0, 10.0), lengths) == "10 or less"
 
 
 def test_lines_are_drawn_on_logarithmic_axes() -> None:
@@ -175,7 +175,7 @@ def example() -> Benchmark:
         (goal(3, 4, 5, 2.0),),
         (plot,),
         {"date": "today"},
-        (Trouble("a <model>", "killed", "Traceback: here"),),
+        (Failure("a <model>", "killed", "Traceback: here"),),
     )
 
 
@@ -192,7 +192,7 @@ def test_figures_come_back_as_they_were_kept(tmp_path: Path) -> None:
     ]
     del kept["troubles"]
     data.write_text(json.dumps(kept))
-    assert Benchmark.read(data) == replace(example(), troubles=()), "as files were before"
+    assert Benchmark.read(data) == replace(example(), failures=()), "as files were before"
 
 
 def test_a_page_holds_every_benchmark_of_a_folder(tmp_path: Path) -> None:
@@ -213,8 +213,8 @@ def test_all_runs_every_benchmark_and_leaves_out_what_cannot_run(
     def refuse(_: object) -> Benchmark:
         raise ValueError("needs another machine.")
 
-    made = {"thing": lambda _: replace(example(), troubles=()), "needy": refuse}
-    monkeypatch.setattr("ablations.bench.display.names", lambda kind: list(made))
+    made = {"thing": lambda _: replace(example(), failures=()), "needy": refuse}
+    monkeypatch.setattr("ablations.bench.command.names", lambda kind: list(made))
     monkeypatch.setattr(base, "factory", lambda kind, name: made[name])
     assert main(["bench", "all", "--out", str(tmp_path)]) == 0
     assert "needy was left out: needs another machine." in capsys.readouterr().err
@@ -233,11 +233,11 @@ def test_one_that_fails_among_all_takes_no_other_with_it(
         raise RuntimeError("a process was killed.")
 
     made = {
-        "one": lambda _: replace(example(), troubles=()),
+        "one": lambda _: replace(example(), failures=()),
         "broken": fail,
-        "other": lambda _: replace(example(), troubles=()),
+        "other": lambda _: replace(example(), failures=()),
     }
-    monkeypatch.setattr("ablations.bench.display.names", lambda kind: list(made))
+    monkeypatch.setattr("ablations.bench.command.names", lambda kind: list(made))
     monkeypatch.setattr(base, "factory", lambda kind, name: made[name])
     assert main(["bench", "all", "--out", str(tmp_path)]) == 1
     told = capsys.readouterr().err
@@ -256,14 +256,14 @@ def test_one_that_fails_among_all_takes_no_other_with_it(
 def test_one_that_fails_in_part_keeps_the_rest(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ablations.bench.display.names", lambda kind: ["thing"])
+    monkeypatch.setattr("ablations.bench.command.names", lambda kind: ["thing"])
     monkeypatch.setattr(base, "factory", lambda kind, name: lambda _: example())
     assert main(["bench", name, "--out", str(tmp_path)]) == 1
     told = capsys.readouterr().err
     assert "a <model> failed, and is not among these figures: killed\nTraceback: here" in told
-    assert "thing failed in part, as told above; the page has the rest. Again: `memkit bench thing`." in told
+    assert "thing failed in part, see above; the page has the rest. Again: `memkit bench thing`." in told
     kept = Benchmark.read(tmp_path / "thing.json")
-    assert kept is not None and kept.rows == example().rows and kept.troubles == example().troubles
+    assert kept is not None and kept.rows == example().rows and kept.failures == example().failures
 
 
 def test_no_page_of_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

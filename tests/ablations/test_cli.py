@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 import memkit
-from ablations import cli
 from ablations.cli import main
 from ablations.listing import print_component, print_rules
 from memkit import DivergedError
@@ -192,10 +191,10 @@ def test_a_folder_that_cannot_be_is_told_in_one_message(capfd: pytest.CaptureFix
 
 def test_a_failed_run_exits_with_1(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     broken = {"title": "x"}
-    monkeypatch.setattr(cli, "run_grid", lambda *_, **__: broken)
-    monkeypatch.setattr(cli, "write_report", lambda folder: broken)
-    monkeypatch.setattr(cli, "print_table", lambda results, console: None)
-    monkeypatch.setattr(cli, "failed", lambda results: results is broken)
+    monkeypatch.setattr("ablations.cli.ablate.run_grid", lambda *_, **__: broken)
+    monkeypatch.setattr("ablations.cli.report.write_report", lambda folder: broken)
+    monkeypatch.setattr("ablations.cli.report.print_table", lambda results, console: None)
+    monkeypatch.setattr("ablations.cli.ablate.failed", lambda results: results is broken)
     assert main(["ablate", "smoke"]) == 1
 
 
@@ -205,10 +204,10 @@ def test_an_interrupt_exits_with_130_and_says_what_is_kept(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_grid", interrupt)
+    monkeypatch.setattr("ablations.cli.ablate.run_grid", interrupt)
     assert main(["ablate", "smoke"]) == 130
     assert f"Finished runs are kept in {Path('runs', 'smoke')}" in capfd.readouterr().err
-    monkeypatch.setattr(cli, "train_one", interrupt)
+    monkeypatch.setattr("ablations.cli.train.train_one", interrupt)
     assert main(["train"]) == 130
 
 
@@ -255,7 +254,9 @@ def test_a_run_that_diverges_exits_with_1(capfd: pytest.CaptureFixture[str]) -> 
 def test_bytes_that_are_no_text_are_replaced(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "continue_text", lambda *_: (bytes([65, 255, 66]).decode(errors="replace"), None))
+    monkeypatch.setattr(
+        "ablations.cli.generate.continue_text", lambda *_: (bytes([65, 255, 66]).decode(errors="replace"), None)
+    )
     assert main(["generate", "anything"]) == 0
     assert capfd.readouterr().out == f"A\ufffdB{os.linesep}"
 
@@ -263,7 +264,7 @@ def test_bytes_that_are_no_text_are_replaced(
 def test_a_model_that_diverges_prints_what_it_made_and_exits_with_1(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "continue_text", lambda *_: ("The c", DivergedError("layer 1 diverged")))
+    monkeypatch.setattr("ablations.cli.generate.continue_text", lambda *_: ("The c", DivergedError("layer 1 diverged")))
     assert main(["generate", "anything"]) == 1
     captured = capfd.readouterr()
     assert captured.out == f"The c{os.linesep}" and "Error: layer 1 diverged" in captured.err

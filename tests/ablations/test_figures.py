@@ -55,7 +55,7 @@ def test_curves_have_a_line_a_band_and_a_label_each_and_the_yardstick(results: d
     assert any(text.text == "letter frequencies: 4.600" for text in root.iter(f"{SVG}text"))
 
 
-def test_more_variants_than_colours_differ_by_their_dashes(results: dict[str, Any]) -> None:
+def test_more_variants_than_colors_differ_by_their_dashes(results: dict[str, Any]) -> None:
     names = [f"v{i}" for i in range(20)]
     results["definition"]["variants"] = dict.fromkeys(names, {})
     results["runs"] = [finished(name, 0, 2 + i / 10) for i, name in enumerate(names)]

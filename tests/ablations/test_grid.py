@@ -207,7 +207,7 @@ def test_a_file_that_is_no_grid(tmp_path: Path, content: str, message: str) -> N
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match="x.yaml' is no text in UTF-8"):
+    with pytest.raises(ValueError, match="x.yaml' is not UTF-8 text"):
         read_grid(path)
 
 

@@ -18,7 +18,7 @@ import torch
 import memkit
 from ablations import checkpoint
 from ablations.cli import main
-from ablations.ranks import ALONE, Ranks, join
+from ablations.ranks import SINGLE, Ranks, join
 from ablations.settings import TrainConfig
 from ablations.tasks import Batch
 from compare import ROUNDING, near
@@ -137,7 +137,7 @@ def test_ranks_name_the_same_place_of_a_divergence(found: list[dict[str, Any]], 
 
 
 def test_a_sharded_model_goes_on_from_its_own_state(found: list[dict[str, Any]]) -> None:
-    expected = two_calls(ALONE)
+    expected = two_calls(SINGLE)
     for rank in found:
         near(rank["two calls"], expected)
 
@@ -180,7 +180,7 @@ def test_the_documented_commands(
 
 def test_blocks_that_run_again_backward_cannot_hand_on_a_state() -> None:
     with pytest.raises(ValueError, match="Use recompute= of the memories instead"):
-        Ranks(0, 2, "sequence").spread(model("lmm", checkpoint=True))
+        Ranks(0, 2, "sequence").wrap(model("lmm", checkpoint=True))
 
 
 def test_parts_are_the_batch() -> None:
@@ -196,7 +196,7 @@ def test_parts_are_the_batch() -> None:
 def test_a_process_alone_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with join(None, TrainConfig()) as ranks:
-        assert ranks == ALONE and ranks.leads
+        assert ranks == SINGLE and ranks.is_main
     with (
         pytest.raises(ValueError, match="torchrun did not start this one. Use `torchrun --nproc-per-node 2"),
         join("fsdp", TrainConfig()),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import json
 import re
 import statistics
 from html.parser import HTMLParser
@@ -12,13 +14,17 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from ablations.display.runs import RunsDisplay
 from ablations.files import write_json
+from ablations.pool import Event
 from ablations.report import write_report
 from ablations.report.html import page
 from ablations.report.markdown import document
 from ablations.report.numbers import count, same_decimals, signed, size
 from ablations.report.table import headline, make_table, print_table
 from ablations.results import collect, failed, summaries
+from ablations.run import RunSpec
+from ablations.settings import TrainConfig
 from report_data import results
 
 __all__ = ["results"]  # the fixture
@@ -51,7 +57,7 @@ def test_a_failed_seed_is_left_out_of_the_means_and_told(results: dict[str, Any]
     lmm = summaries(changed)[0]
     assert failed(changed) and not failed(results)
     assert (lmm.values, lmm.spread, len(lmm.curve)) == ([2.5], None, 4)
-    assert lmm.troubles == ["lmm diverged at step 3"]
+    assert lmm.failures == ["lmm diverged at step 3"]
     lines = make_table(changed).lines
     assert lines[0].cells[1] == "2.500" and lines[0].cells[3] == "1 of 2"
 
@@ -94,7 +100,7 @@ def test_when_each_seed_solved_the_task_is_a_column_where_that_means_something(r
     column = table.columns.index("solved at step")
     assert table.columns[column - 1] == "seeds" and len(table.yardstick) == len(table.columns)
     assert [line.cells[column] for line in table.lines] == ["3, never", "3, 3", "4, 4"]
-    assert "first evaluation at which bits per byte was 3.5 or better, one a seed" in document(changed)
+    assert "first evaluation at which bits per byte was 3.5 or better, one per seed" in document(changed)
     changed["metric"].update(direction="higher", solved=5.4)
     assert [line.cells[column] for line in make_table(changed).lines] == ["1, 1", "never, 1", "1, 1"]
     for one in changed["runs"]:
@@ -149,6 +155,18 @@ def test_a_narrow_terminal_loses_columns_and_no_numbers(results: dict[str, Any])
     for text in (wide, narrow):
         assert "2.400 ± 0.035" in text and "−0.200" in text and "w/o | <b>conv</b>" in text
     assert max(map(len, narrow.splitlines())) <= 70
+
+
+def test_brackets_in_names_and_messages_are_text(results: dict[str, Any]) -> None:
+    as_text = json.dumps(results).replace('"mac', '"mac [red]')
+    printed_table = printed(with_failure(json.loads(as_text), "mac [red]", 1), 200)
+    assert printed_table.count("mac [red]") == 3, "in the table, the headline and the failure"
+    console = Console(width=200, record=True, file=io.StringIO(), color_system=None)
+    spec = RunSpec("mac [red] (seed 0)", {}, 2, {}, TrainConfig(steps=3))
+    display = RunsDisplay(console)
+    display.on_start({("mac [red]", 0): spec}, 0)
+    display.on_event(Event(("mac [red]", 0), "failed", "KeyError: '[dim]'"))
+    assert console.export_text() == "1/1 mac [red] (seed 0): failed: KeyError: '[dim]'\n"
 
 
 def test_failures_are_printed(results: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import yaml
 import memkit
 from ablations import run_grid as run_grid_module
 from ablations.grid import Grid
-from ablations.pool import News, run_all
+from ablations.pool import Event, run_all
 from ablations.results import collect, failed, run_folder, summaries
 from ablations.run import RunSpec, execute
 from ablations.run_grid import run_grid
@@ -43,11 +43,11 @@ def sleep(seconds: float, send: Callable[[Any], None]) -> None:
 
 def test_a_call_that_fails_or_dies_costs_no_other() -> None:
     news = list(run_all(double, {name: (number,) for name, number in zip("abcd", (1, -1, 13, 4), strict=True)}, 1))
-    ends = {one.key: (one.kind, one.value) for one in news if one.kind != "news"}
+    ends = {one.key: (one.kind, one.value) for one in news if one.kind != "progress"}
     assert ends["a"] == ("done", 2) and ends["d"] == ("done", 8)
     assert ends["b"] == ("failed", "ValueError: -1 is negative")
     assert ends["c"][0] == "failed" and "exit code 3" in ends["c"][1]
-    assert [one.value for one in news if one.kind == "news"] == [("halfway", 1), ("halfway", 4)]
+    assert [one.value for one in news if one.kind == "progress"] == [("halfway", 1), ("halfway", 4)]
     assert 'raise ValueError(f"{number} is negative")' in next(one.details for one in news if one.key == "b")
 
 
@@ -84,29 +84,29 @@ def work_that_breaks(spec: RunSpec, folder: Path, send: Callable[[Any], None]) -
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[News[Any]]]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event[Any]]]:
     """A grid that has run once, with one variant that broke off."""
     tmp_path = tmp_path_factory.mktemp("grid")
-    heard: list[News[Any]] = []
+    heard: list[Event[Any]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_grid_module, "_work", work_that_breaks)
-        run_grid(small(tmp_path), tmp_path / "out", jobs=1, on_news=heard.append)
+        run_grid(small(tmp_path), tmp_path / "out", jobs=1, on_event=heard.append)
     return tmp_path / "out", heard
 
 
-def test_a_variant_that_fails_does_not_take_the_others_with_it(ran: tuple[Path, list[News[Any]]]) -> None:
+def test_a_variant_that_fails_does_not_take_the_others_with_it(ran: tuple[Path, list[Event[Any]]]) -> None:
     out, heard = ran
     results = collect(out)
     status = {one["variant"]: one["status"] for one in results["runs"]}
     assert status == {"baseline": "finished", "wide": "finished", "window": "failed"}
     assert failed(results)
-    assert summaries(results)[2].troubles == ["window (seed 0) failed: RuntimeError: the disk is full"]
+    assert summaries(results)[2].failures == ["window (seed 0) failed: RuntimeError: the disk is full"]
     assert [row["step"] for row in results["runs"][2]["history"]] == [2]  # what was computed is kept
     assert "the disk is full" in (run_folder(out, "window", 0) / "error.txt").read_text()
-    assert [one.value[0] for one in heard if one.kind == "news" and one.key == ("wide", 0)] == [1, 2, 3]
+    assert [one.value[0] for one in heard if one.kind == "progress" and one.key == ("wide", 0)] == [1, 2, 3]
 
 
-def test_results_say_what_was_run(ran: tuple[Path, list[News[Any]]]) -> None:
+def test_results_say_what_was_run(ran: tuple[Path, list[Event[Any]]]) -> None:
     results = json.loads((ran[0] / "results.json").read_text())
     wide = results["runs"][1]
     model = memkit.build("architecture", "transformer", vocab_size=16, dim=16, depth=1, heads=2)
@@ -119,7 +119,7 @@ def test_results_say_what_was_run(ran: tuple[Path, list[News[Any]]]) -> None:
     assert yaml.safe_load(results["text"])["variants"] == SMALL["variants"]
 
 
-def test_a_restart_keeps_what_is_finished_and_runs_the_rest(ran: tuple[Path, list[News[Any]]], tmp_path: Path) -> None:
+def test_a_restart_keeps_what_is_finished_and_runs_the_rest(ran: tuple[Path, list[Event[Any]]], tmp_path: Path) -> None:
     out, _ = ran
     before = (run_folder(out, "wide", 0) / "result.json").stat().st_mtime_ns
     plans: list[tuple[list[Any], int]] = []
@@ -144,7 +144,7 @@ def test_a_restart_keeps_what_is_finished_and_runs_the_rest(ran: tuple[Path, lis
     ],
 )
 def test_a_folder_with_another_grid_is_refused_before_anything_is_lost(
-    ran: tuple[Path, list[News[Any]]], tmp_path: Path, changes: dict[str, Any], message: str
+    ran: tuple[Path, list[Event[Any]]], tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     out, _ = ran
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -174,7 +174,7 @@ def test_other_text_is_another_grid(tmp_path: Path) -> None:
         begin(grid, out)
 
 
-def test_a_title_may_change(ran: tuple[Path, list[News[Any]]], tmp_path: Path) -> None:
+def test_a_title_may_change(ran: tuple[Path, list[Event[Any]]], tmp_path: Path) -> None:
     grid = small(tmp_path, title="A better title")
     begin(grid, ran[0])
     assert collect(ran[0])["title"] == "A better title"
@@ -191,12 +191,12 @@ def test_a_folder_with_something_else_is_not_touched(tmp_path: Path) -> None:
 def test_an_interrupted_grid_keeps_what_is_finished(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
-    def interrupt(news: News[Any]) -> None:
+    def interrupt(news: Event[Any]) -> None:
         if news.kind == "done":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_grid(small(tmp_path), out, jobs=1, on_news=interrupt)
+        run_grid(small(tmp_path), out, jobs=1, on_event=interrupt)
     results = json.loads((out / "results.json").read_text())
     assert [one["status"] for one in results["runs"]] == ["finished", "missing", "missing"]
     assert not failed(results)

@@ -1,4 +1,4 @@
-"""Settings, YAML and `key=value` options are read strictly."""
+"""Settings and `key=value` pairs are read strictly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ablations.settings import TrainConfig
-from ablations.strict import assignments, load_yaml, parse
+from ablations.strict import assignments, parse
 
 
 @pytest.mark.parametrize(
@@ -32,14 +32,6 @@ def test_settings_are_strict(given: Any, message: str) -> None:
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(ValueError, match=r"(?s)batch = 0.*stesp"):
         parse(TrainConfig, {"stesp": 1, "batch": 0}, "train")
-
-
-def test_yaml_reads_powers_of_ten_and_refuses_keys_given_twice() -> None:
-    assert load_yaml("a: 3e-3\nb: 1E6\nc: 12\nd: 1e", "it") == {"a": 3e-3, "b": 1e6, "c": 12, "d": "1e"}
-    with pytest.raises(ValueError, match="it is not valid YAML: .*'a' is given twice.*line 2"):
-        load_yaml("a: 1\na: 2", "it")
-    with pytest.raises(ValueError, match=r"it is not valid YAML: while parsing .* \(line 1, column 4\): expected .*"):
-        load_yaml("a: [1", "it")
 
 
 def test_assignments_nest() -> None:

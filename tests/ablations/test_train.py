@@ -14,7 +14,7 @@ from torch import nn
 
 import memkit
 from ablations import checkpoint
-from ablations.optimisation import learning_rate, make_optimizer
+from ablations.optimization import learning_rate, make_optimizer
 from ablations.settings import TrainConfig
 from ablations.tasks import IGNORE, Batch, Metric, Task, Yardstick
 from ablations.tasks.base import bits, correct

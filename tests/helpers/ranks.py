@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from ablations import checkpoint
-from ablations.ranks import ALONE, Parallel, Ranks
+from ablations.ranks import SINGLE, Parallel, Ranks
 from ablations.settings import TrainConfig
 from ablations.tasks import IGNORE, Batch, Metric, Task, Yardstick
 from ablations.tasks.base import bits
@@ -79,7 +79,7 @@ def model(name: str, **changes: Any) -> nn.Module:
     return build("architecture", name, vocab_size=VOCAB, dim=8, heads=2, **{"depth": 1, **MODELS[name], **changes})
 
 
-def trained(name: str, settings: TrainConfig, ranks: Ranks = ALONE, start: Path | None = None) -> Training:
+def trained(name: str, settings: TrainConfig, ranks: Ranks = SINGLE, start: Path | None = None) -> Training:
     """The model after the steps of these settings, from a checkpoint on if there is one."""
     again = {"checkpoint": False} if ranks.parallel == "sequence" else {}
     training = begin(make_model(lambda: model(name, **again), settings), settings, ranks)
@@ -96,7 +96,7 @@ def numbers(training: Training) -> dict[str, Any]:
     return {"weights": weights, "rows": [(row.step, row.train_loss, row.held_out) for row in training.history]}
 
 
-def divergence(ranks: Ranks = ALONE) -> tuple[str, list[str]]:
+def divergence(ranks: Ranks = SINGLE) -> tuple[str, list[str]]:
     """What a training says whose weights are not finite, and what it leaves behind."""
     settings = config()
     training = begin(make_model(lambda: model(BROKEN), settings), settings, ranks)
@@ -128,7 +128,7 @@ def one_mixer(part: slice = slice(None), parallel: bool = False) -> dict[str, Te
 def two_calls(ranks: Ranks) -> dict[str, Tensor]:
     """Logits and gradients of a model that is called twice, the second time with the state of the first call."""
     made = make_model(lambda: model("lmm", rule={"name": "ttt_mlp", "mini_batch": 3}), config())
-    called = ranks.spread(made)
+    called = ranks.wrap(made)
     ids = Echo().batch(torch.Generator().manual_seed(0), 2).ids
     y, state = called(ids[:, :4])
     y = torch.cat([y, called(ids[:, 4:], state)[0]], 1)

@@ -15,13 +15,15 @@ STOREYS = ("memkit", "architectures", "ablations")  # from the ground up: nobody
 
 DATA = ("memkit.rules", "memkit.parts")  # nor does data import the engine through the front door
 
+CHECKERS = ("memkit.testing", "ablations.cli", "ablations.checking", "ablations.display.verdicts")
+
 # (who, what they may not import, who of them may all the same); a name stands for all below it.
 FORBIDDEN = [
     ("memkit", "architectures", ()),
     ("memkit", "ablations", ()),
     ("architectures", "ablations", ()),
     *((room, engine, ()) for room in DATA for engine in ("memkit.engine", "memkit.mixers")),
-    *((storey, "memkit.testing", ("memkit.testing", "ablations.cli", "ablations.checking")) for storey in STOREYS),
+    *((storey, "memkit.testing", CHECKERS) for storey in STOREYS),
     *((storey, "tests", ()) for storey in STOREYS),
 ]
 ENGINE = "memkit.engine"  # others import from its face, and not from the files behind it
@@ -193,7 +195,9 @@ def test_imports_run_one_way() -> None:
         ("memkit/parts/loss.py", "import memkit_extra", False),
         ("memkit/state.py", "from memkit.testing import close", True),
         ("memkit/testing/laws.py", "from memkit.testing import close", False),
-        ("ablations/cli.py", "import memkit.testing", False),
+        ("ablations/cli/check.py", "import memkit.testing", False),
+        ("ablations/display/runs.py", "import memkit.testing", True),
+        ("ablations/display/verdicts.py", "import memkit.testing", False),
         ("ablations/checking/work.py", "import memkit.testing", False),
         ("ablations/report.py", "import memkit.testing", True),
         ("ablations/cli_more.py", "import memkit.testing", True),

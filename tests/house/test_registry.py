@@ -110,6 +110,14 @@ def test_a_config_round_trips_through_yaml() -> None:
     assert config.to_yaml().splitlines()[:2] == ["kind: ware", "name: pot"]
 
 
+def test_a_config_is_read_as_strictly_as_a_grid() -> None:
+    assert Config.from_yaml("{kind: ware, name: cup, volume: 1e-3}").build() == (1e-3, True)
+    with pytest.raises(ValueError, match=r"the config is not valid YAML: the key 'volume' is given twice \(line 4"):
+        Config.from_yaml("kind: ware\nname: cup\nvolume: 1\nvolume: 2")
+    text = Config("ware", "pot", {"size": 1, "parts": ["1e-3"]})
+    assert Config.from_yaml(text.to_yaml()) == text
+
+
 def test_yaml_holds_data_and_nothing_else() -> None:
     with pytest.raises(ValueError, match=r"ware 'pot' has an option that is not data"):
         Config("ware", "pot", {"size": Pot(size=1)}).to_yaml()

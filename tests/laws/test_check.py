@@ -221,7 +221,7 @@ def test_a_long_check_is_divided_kept_and_resumed(capfd: pytest.CaptureFixture[s
     lines = path.read_text().splitlines()
     assert [json.loads(line)["unit"] for line in lines] == [f"rule mamba2 | shapes | {part}" for part in range(3)]
     assert [json.loads(line)["examples"] for line in lines] == [84] * 3
-    path.write_text("\n".join(lines[:2]) + "\n")
+    path.write_text("\n".join(lines[:2]) + "\n" + lines[2][:30])  # killed while it wrote the third
     command = ["mamba2", "--kind", "rule", "--law", "shapes", "--examples", "250"]
     text = check(capfd, *command, "--out", "kept", "--jobs", "2", code=0)
     assert "1 passed: 252 examples" in text
@@ -237,7 +237,7 @@ def test_an_interrupt_exits_with_130_and_says_what_is_kept(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ablations.checking.check", interrupt)
+    monkeypatch.setattr("ablations.checking.command.check", interrupt)
     assert "Verdicts are kept in there" in check(capfd, "titans", "--out", "there", code=130)
 
 

@@ -30,16 +30,16 @@ from memkit.engine.core.block import (
 )
 from memkit.engine.core.channels import AnyCoefficients
 from memkit.engine.core.coefficients import Coefficients, probe
-from memkit.engine.core.obstacles import not_linear, online
+from memkit.engine.core.obstacles import not_linear
 from memkit.engine.core.rows import Weights, cut
 from memkit.engine.core.surprise import Observed
 from memkit.engine.core.tape import record
 from memkit.engine.core.unrolled import unroll_blocks
 from memkit.engine.core.window import Window, as_window, band, join, latest, spread
-from memkit.engine.form import Call, Form, Place, Result
-from memkit.layout import Block, Layout, lay_out, without_periods
+from memkit.engine.form import Call, Form, Result
+from memkit.engine.forms.blocks import cast, in_parallel, layout, why_blocks
+from memkit.layout import Block
 from memkit.rule import Rule, Tokens, identity
-from memkit.state import Tree, map_tensors
 
 Own = TypeVar("Own", bound=AnyCoefficients)
 
@@ -105,11 +105,6 @@ def run_block(
     return y, Carried(after, anchor, window), tape.observed(tokens.k.shape[1]) if observe else None
 
 
-def cast(tree: Tree, dtype: torch.dtype | None) -> Tree:
-    """A tree of tensors in another dtype; None leaves it."""
-    return tree if dtype is None else map_tensors(lambda x: x.to(dtype), tree)
-
-
 def _read_effective(
     rule: Rule, block: Block, q: Tensor, anchor: Weights, after: Weights, constants: dict[str, Tensor]
 ) -> Tensor:
@@ -122,25 +117,4 @@ def _read_effective(
     return torch.cat([y[:, :-1], last], 1)
 
 
-def layout(rule: Rule, place: Place, block_size: int) -> Layout:
-    """Blocks within a mini-batch; of any length where the gradient does not see the weights."""
-    if not rule.sees_weights:
-        return without_periods(place.mask, place.tokens, block_size)
-    return lay_out(rule.period, *place, block_size)
-
-
-def why_blocks(rule: Rule) -> str:
-    """Which tokens of a rule run at once, and why."""
-    if not rule.sees_weights:
-        return "its gradient does not see the weights, so blocks of any size run at once."
-    return (
-        f"every mini-batch of {rule.mini_batch} tokens runs at once, because its gradients see the same weights. A "
-        "larger mini_batch is faster, and another rule."
-    )
-
-
-def _suits(rule: Rule) -> bool:
-    return not online(rule) or rule.window > 1  # no form takes several tokens of an online Omega rule at once
-
-
-DUAL = Form("dual", not_linear, layout, dual, lambda rule: f"dual: {why_blocks(rule)}", _suits)
+DUAL = Form("dual", not_linear, layout, dual, lambda rule: f"dual: {why_blocks(rule)}", in_parallel)

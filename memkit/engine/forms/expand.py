@@ -30,7 +30,7 @@ from memkit.engine.core.tape import Tape, record
 from memkit.engine.core.unrolled import unroll_head_blocks
 from memkit.engine.core.window import Window, as_window, band, join, latest, spread
 from memkit.engine.form import Call, Form, Result
-from memkit.engine.forms.dual import layout
+from memkit.engine.forms.blocks import layout
 from memkit.rule import Gates, Optimizer, Retention, Rule, Slots, Tokens, at_weights, identity
 
 

@@ -13,11 +13,12 @@ import torch
 
 from memkit.engine.core import coefficients
 from memkit.engine.core.block import unstack
-from memkit.engine.core.obstacles import not_linear, online
+from memkit.engine.core.obstacles import not_linear
 from memkit.engine.core.rows import cut
 from memkit.engine.core.unrolled import equal_blocks
 from memkit.engine.form import Call, Form, Result
-from memkit.engine.forms.dual import cast, dual, layout, prepared, why_blocks
+from memkit.engine.forms.blocks import cast, in_parallel, layout, why_blocks
+from memkit.engine.forms.dual import dual, prepared
 from memkit.engine.forms.fused.compile import as_written, backend_now, preparing
 from memkit.engine.forms.fused.forward import Given, Run
 from memkit.engine.forms.fused.node import run_blocks
@@ -85,7 +86,7 @@ def not_fused(rule: Rule) -> list[str]:
 
 
 def _suits(rule: Rule) -> bool:
-    return not online(rule) and possible_now()
+    return in_parallel(rule) and possible_now()
 
 
 FUSED = Form("fused", not_fused, layout, fused, lambda rule: f"fused: {why_blocks(rule)}", _suits)

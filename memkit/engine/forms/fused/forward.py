@@ -9,7 +9,7 @@ from torch import Tensor
 
 from memkit.engine.core.coefficients import Coefficients
 from memkit.engine.core.rows import Weights
-from memkit.engine.forms.dual import cast
+from memkit.engine.forms.blocks import cast
 from memkit.engine.forms.fused.compile import Prepare, as_written
 from memkit.engine.gradients.adjoint import Asked
 from memkit.engine.gradients.pieces import write_pass

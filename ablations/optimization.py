@@ -1,4 +1,4 @@
-"""The outer loop's optimiser: AdamW, warm-up, cosine."""
+"""The optimizer of the outer loop: AdamW with a warm-up and a cosine schedule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOT_DECAYED = (nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
-    """AdamW over two groups: matrices decay; embeddings, norms, biases and other vectors do not."""
+    """Build AdamW with two groups: matrices decay; embeddings, norms, biases and other vectors do not."""
     groups: dict[float, list[nn.Parameter]] = {config.weight_decay: [], 0.0: []}
     for parameter, decays in _parameters(model):
         groups[config.weight_decay if decays else 0.0].append(parameter)
@@ -24,7 +24,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
 
 
 def begin_state(optimizer: AdamW, parameters: Collection[nn.Parameter]) -> None:
-    """Give these of its parameters the state that AdamW makes at its first step."""
+    """Give some of an optimizer's parameters the state of AdamW before its first step: zeros."""
     for parameter in [x for group in optimizer.param_groups for x in group["params"] if x in parameters]:
         step = torch.zeros((), device=parameter.device)
         zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
@@ -32,7 +32,7 @@ def begin_state(optimizer: AdamW, parameters: Collection[nn.Parameter]) -> None:
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
-    """Every trained parameter once, and whether it decays; a tied one follows the first module that holds it."""
+    """Every trained parameter once, with True if it decays; a tied one follows the first of its modules."""
     seen: set[nn.Parameter] = set()
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -42,7 +42,7 @@ def _parameters(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool]]:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of a step (0 is the first): a linear rise over `warmup`, then a cosine down to `final_lr`."""
+    """Return the rate of a step, 0 for the first: a linear rise over `warmup`, then a cosine down to `final_lr`."""
     rise = math.ceil(config.warmup * config.steps)
     if step < rise:
         return config.lr * (step + 1) / rise

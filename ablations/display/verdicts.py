@@ -1,4 +1,4 @@
-"""How verdicts look: a line for each law, and for a broken one what it says, what was found, how to meet it again."""
+"""Verdicts of a check: a line per law; for a broken law its equation, the finding, and a command to see it again."""
 
 from __future__ import annotations
 
@@ -6,38 +6,35 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ablations.checking.request import CheckRequest
+from ablations.display.console import bars, say_error
 from memkit.testing.report import Verdict, repeated
-
-if TYPE_CHECKING:
-    from ablations.checking.command import Asked
 
 WORDS = {"passed": "passed", "failed": "FAILED", "does not apply": "not applicable", "exempt": "exempt"}
 COLORS = {"passed": "green", "failed": "bold red", "does not apply": "dim", "exempt": "yellow"}
 
 
-class Bar:
+class CheckBar:
     """Progress on a console: a bar in a terminal, a line at every tenth of a long check elsewhere."""
 
-    LONG = 200  # units from which a check is long
+    LONG = 200  # units of a long check, at least
 
     def __init__(self, console: Console, total: int) -> None:
         self.console, self.total, self.done, self.broken = console, total, 0, 0
-        self._progress = Progress(
+        self._progress = bars(
+            console,
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=20),
             TextColumn("{task.description}"),
             TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
         )
         self._task = self._progress.add_task("", total=total)
 
@@ -50,37 +47,37 @@ class Bar:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Take the bar away while something else is printed: results go to another stream of the same terminal."""
+        """Hide the bar while results are printed on the same terminal, through another stream."""
         self._progress.stop()
         yield
         self._progress.start()
 
-    def advance(self, what: str, broken: bool) -> None:
-        """One more unit is done."""
+    def advance(self, unit: str, broken: bool) -> None:
+        """Count one more unit of work."""
         self.done += 1
         self.broken += broken
-        self._progress.update(self._task, advance=1, description=escape(what[:36]))
+        self._progress.update(self._task, advance=1, description=escape(unit[:36]))
         tenth = self.total >= self.LONG and self.done * 10 // self.total > (self.done - 1) * 10 // self.total
         if tenth and not self.console.is_terminal:
             self.console.print(f"{self.done}/{self.total} parts done, {self.broken} broken", highlight=False)
 
 
 def print_unusable(refused: Mapping[str, str], console: Console) -> None:
-    """What could not be made, and why."""
+    """Print the error of each unusable component."""
     for message in refused.values():
-        console.print(f"[bold red]Error:[/bold red] {escape(message)}", highlight=False)
+        say_error(console, message, soft_wrap=False)
 
 
 def print_verdicts(
     component: str,
     options: Mapping[str, object],
     verdicts: Sequence[Verdict],
-    asked: Asked,
+    request: CheckRequest,
     several: bool,
     console: Console,
 ) -> None:
-    """One component, with the options it was made with, and its laws in order."""
-    console.print(f"[bold]{escape(component)}[/bold], {_effort(asked)}", highlight=False)
+    """Print one component with its options, and its laws in order."""
+    console.print(f"[bold]{escape(component)}[/bold], {_effort(request)}", highlight=False)
     if options:
         made = ", ".join(f"{key}={value!r}" for key, value in options.items())
         console.print(Padding(f"[dim]made with {escape(made)}[/dim]", (0, 0, 0, 2)), highlight=False)
@@ -89,7 +86,7 @@ def print_verdicts(
         first = again.get(verdict.law)
         _print_verdict(verdict, f"it raised the same as for {first!r}" if first else "", console)
         if verdict.status == "failed" and first is None:
-            _print_failure(component, verdict, asked, several, console)
+            _print_failure(component, verdict, request, several, console)
     console.print()
 
 
@@ -104,8 +101,8 @@ def _print_verdict(verdict: Verdict, note: str, console: Console) -> None:
     console.print(Padding(row, (0, 0, 0, 2)), highlight=False)
 
 
-def _print_failure(component: str, verdict: Verdict, asked: Asked, several: bool, console: Console) -> None:
-    """What the law says, what was found instead, and the command that shows it again."""
+def _print_failure(component: str, verdict: Verdict, request: CheckRequest, several: bool, console: Console) -> None:
+    """Print the law's equation, the finding, a hint, and a command to see the example again."""
     rows = Table.grid(padding=(0, 2))
     rows.add_column(style="dim", width=10)
     rows.add_column()
@@ -118,18 +115,18 @@ def _print_failure(component: str, verdict: Verdict, asked: Asked, several: bool
         rows.add_row("example", f"{escape(str(verdict.example)) or 'the smallest there is'}; to see it again:")
     console.print(Padding(rows, (0, 0, 0, 6)), highlight=False)
     if verdict.example is not None:
-        again = _command(component, verdict, asked, several)
+        again = _command(component, verdict, request, several)
         console.print(f"      [bold]{escape(again)}[/bold]", highlight=False, soft_wrap=True)
     console.print()
 
 
-def _command(component: str, verdict: Verdict, asked: Asked, several: bool) -> str:
-    """The line to type to meet an example again."""
+def _command(component: str, verdict: Verdict, request: CheckRequest, several: bool) -> str:
+    """The command to run an example again."""
     kind, _, name = component.partition(" ")
-    parts = ["memkit check", *(name if what == "all" else shlex.quote(what) for what in asked.what)]
-    if several or asked.kind:
+    parts = ["memkit check", *(name if what == "all" else shlex.quote(what) for what in request.what)]
+    if several or request.kind:
         parts.append(f"--kind {kind}")
-    parts += [f"--option {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in asked.options.items()]
+    parts += [f"--option {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in request.options.items()]
     return " ".join([*parts, f"--law {_quoted(verdict.law)}", f"--example {_quoted(str(verdict.example))}"])
 
 
@@ -138,9 +135,9 @@ def _quoted(text: str) -> str:
 
 
 def print_summary(
-    verdicts: Sequence[Verdict], refused: Mapping[str, str], asked: Asked, seconds: float, console: Console
+    verdicts: Sequence[Verdict], refused: Mapping[str, str], request: CheckRequest, seconds: float, console: Console
 ) -> None:
-    """How many laws were kept, and what it took."""
+    """Print the number of laws kept and broken, the number of examples and the time."""
     statuses = [verdict.status for verdict in verdicts]
     counts = [
         f"[{COLORS[status]}]{statuses.count(status)} {WORDS[status]}[/{COLORS[status]}]"
@@ -151,16 +148,16 @@ def print_summary(
         counts.append(f"[bold red]{len(refused)} could not be used[/bold red]")
     examples = sum(verdict.examples for verdict in verdicts)
     console.print(
-        f"{', '.join(counts) or 'Nothing was tried.'}: {examples} examples in {_time(seconds)}, {_effort(asked)}.",
+        f"{', '.join(counts) or 'Nothing was tried.'}: {examples} examples in {_time(seconds)}, {_effort(request)}.",
         highlight=False,
     )
 
 
-def _effort(asked: Asked) -> str:
-    if asked.example is not None:
+def _effort(request: CheckRequest) -> str:
+    if request.example is not None:
         return "one example"
-    shard = f", shard {asked.shard}" if asked.shard else ""
-    return f"profile {escape(asked.profile)}, seed {asked.seed}{shard}"
+    shard = f", shard {request.shard}" if request.shard else ""
+    return f"profile {escape(request.profile)}, seed {request.seed}{shard}"
 
 
 def _tried(verdict: Verdict) -> str:
