@@ -1,17 +1,14 @@
-"""Rules of the code base: imports without circles and in one direction, short files, no paths of a machine."""
+"""Rules of the code base on imports: one direction, no circles, and the engine by its face only."""
 
 from __future__ import annotations
 
 import ast
-import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-HOUSE = Path(__file__).parents[2]
-STOREYS = ("memkit", "architectures", "ablations")  # from the ground up: nobody imports from above
+from source_files import HOUSE, STOREYS, sources
 
 DATA = ("memkit.rules", "memkit.parts")  # nor does data import the engine through the front door
 
@@ -29,17 +26,7 @@ FORBIDDEN = [
 ENGINE = "memkit.engine"  # others import from its face, and not from the files behind it
 
 # Circles that are known, each to be mended; a new one is not to be added. Empty it, and then remove it.
-KNOWN_CIRCLES = [{"memkit.checks", "memkit.rule"}, {"ablations.checking.command", "ablations.checking.display"}]
-
-MAX_FILE_LINES = 300
-MAX_FUNCTION_LINES = 50  # its docstring not counted
-
-MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|home|root|tmp|Users|opt)/\w")
-
-
-def sources(house: Path, *folders: str) -> Iterator[Path]:
-    for folder in folders:
-        yield from sorted((house / folder).rglob("*.py"))
+KNOWN_CIRCLES = [{"memkit.checks", "memkit.rule"}]
 
 
 def module_name(house: Path, path: Path) -> str:
@@ -147,25 +134,6 @@ def is_front_door(house: Path, name: str) -> bool:
     package, last = name.split(".")
     folder = house / package
     return package == "memkit" and not ((folder / f"{last}.py").exists() or (folder / last).is_dir())
-
-
-def long_functions(house: Path, path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            first, documented = node.body[0], ast.get_docstring(node) is not None
-            docstring = (first.end_lineno or 0) - first.lineno + 1 if documented else 0
-            lines = (node.end_lineno or 0) - node.lineno + 1 - docstring
-            if lines > MAX_FUNCTION_LINES:
-                yield f"{path.relative_to(house)}:{node.lineno}: {node.name} has {lines} lines"
-
-
-def tracked_files() -> list[Path]:
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=HOUSE, capture_output=True)
-    if listed.returncode:
-        pytest.skip("not a git checkout, so there are no tracked files")
-    paths = (HOUSE / name for name in listed.stdout.decode().split("\0") if name)
-    return [path for path in paths if path.is_file()]
 
 
 def test_imports_run_one_way() -> None:
@@ -282,40 +250,3 @@ def test_an_import_past_the_face_is_seen(file: str, line: str, wrong: bool, tmp_
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert bool(past_the_face(tmp_path)) == wrong
-
-
-def test_files_and_functions_are_short() -> None:
-    too_long = []
-    for path in sources(HOUSE, *STOREYS, "benchmarks"):
-        lines = len(path.read_text(encoding="utf-8").splitlines())
-        if lines > MAX_FILE_LINES:
-            too_long.append(f"{path.relative_to(HOUSE)} has {lines} lines")
-        too_long.extend(long_functions(HOUSE, path))
-    assert too_long == [], "\n".join(too_long)
-
-
-def test_a_long_function_is_seen(tmp_path: Path) -> None:
-    path = tmp_path / "long.py"
-    for lines, found in ((MAX_FUNCTION_LINES - 1, []), (MAX_FUNCTION_LINES, ["long.py:1: f has 51 lines"])):
-        docstring = '    """One.\n\n    Two.\n    """\n'
-        path.write_text("def f():\n" + docstring + "    x = 1\n" * lines)
-        assert list(long_functions(tmp_path, path)) == found
-
-
-def test_no_file_names_a_machines_folders() -> None:
-    found = []
-    for path in tracked_files():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue  # a picture
-        for number, line in enumerate(text.splitlines(), 1):
-            if MACHINE_PATH.search(line):
-                found.append(f"{path.relative_to(HOUSE)}:{number}: {line.strip()[:80]}")
-    assert found == []
-
-
-@pytest.mark.parametrize("root", ["work", "home", "tmp"])
-def test_a_machines_folder_is_seen(root: str) -> None:
-    assert MACHINE_PATH.search(f"open('/{root}/me')")
-    assert not MACHINE_PATH.search(f"see example.org/{root}/page and ./{root}/me")
