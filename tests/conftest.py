@@ -1,4 +1,4 @@
-"""Settings of every test run (the same examples each time, one thread a worker), and fixtures that files share."""
+"""Settings of every test run (the same examples each time, one thread per worker), and shared fixtures."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Benchmarks: that they time what they say; the times themselves are nobody's to assert."""
+"""Benchmarks run and measure the intended calls; their times are not asserted."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ablations.bench.memory import growth
 from ablations.bench.timing import Spread, Times, take_turns
 from ablations.cli import main
 from ablations.pool import Event
+from compare import near
 
 
 def test_calls_take_turns_and_the_first_round_does_not_count() -> None:
@@ -240,7 +241,7 @@ def test_the_yardsticks_decoder_computes_what_the_transformer_does(monkeypatch: 
     model = systems.system("transformer", 24).double()
     ids = torch.randint(256, (1, 7), generator=torch.Generator().manual_seed(0))
     expected, _ = model(ids)
-    torch.testing.assert_close(decode.Cached(model, 0, 7, torch.double).read(ids), expected)
+    near(decode.Cached(model, 0, 7, torch.double).read(ids), expected)
 
 
 def test_models_are_of_one_size_and_stop_at_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The page of benchmarks: goals with their verdicts, figures that come back as they were kept, lines that are drawn."""
+"""The page of benchmarks: verdicts on goals, figures read back as they were stored, lines drawn at their values."""
 
 from __future__ import annotations
 

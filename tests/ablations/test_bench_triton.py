@@ -1,4 +1,4 @@
-"""The benchmark of the Triton kernels, as far as it goes without a GPU."""
+"""The benchmark of the Triton kernels: all steps that need no GPU."""
 
 from __future__ import annotations
 

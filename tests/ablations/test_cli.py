@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it writes, and the exit code that it ends with."""
+"""The command line: output, files written, and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures of a report: what is drawn lies where the values do."""
+"""Figures of a report: curves, bars and labels lie at the values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grids as files: read and checked whole before anything runs."""
+"""Grid files: read strictly, and checked as a whole before any run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison with titans-pytorch: our side of each setting runs, and figures come to a verdict."""
+"""The comparison with titans-pytorch: our side of each setting runs, and measurements lead to a verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several ranks train the model of one process: weights, losses and held-out metrics, from any checkpoint."""
+"""Training on several ranks equals training in one process: weights, losses, held-out metrics, checkpoints."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ablations.cli import main
 from ablations.ranks import SINGLE, Ranks, join
 from ablations.settings import TrainConfig
 from ablations.tasks import Batch
+from compare import ROUNDING, near
 from ranks import (
     BROKEN,
     CUTS,
@@ -70,9 +71,7 @@ def found(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found["weights"].keys() == expected["weights"].keys()
-    for name, weight in found["weights"].items():
-        torch.testing.assert_close(weight, expected["weights"][name], rtol=1e-10, atol=1e-12, msg=name)
+    near(found["weights"], expected["weights"], tolerance=ROUNDING)
     assert len(found["rows"]) == len(expected["rows"])
     for (step, loss, held_out), (*which, expected_loss, expected_held_out) in zip(
         found["rows"], expected["rows"], strict=True
@@ -117,8 +116,7 @@ def test_the_weights_alone_can_be_read_by_one_process(found: list[dict[str, Any]
     assert start is not None
     read = trained(SAVED, config(steps=1)).model
     checkpoint.load_weights(read, start)
-    for a, b in zip(read.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    near([*read.parameters()], [*expected.parameters()], tolerance=ROUNDING)
     with pytest.raises(ValueError, match="does not hold this model's weights: the shape of"):
         checkpoint.load_weights(trained(BROKEN, config(steps=1)).model, start)
 
@@ -141,17 +139,15 @@ def test_ranks_name_the_same_place_of_a_divergence(found: list[dict[str, Any]], 
 def test_a_sharded_model_goes_on_from_its_own_state(found: list[dict[str, Any]]) -> None:
     expected = two_calls(SINGLE)
     for rank in found:
-        for name, x in rank["two calls"].items():
-            torch.testing.assert_close(x, expected[name], rtol=1e-10, atol=1e-10, msg=name)
+        near(rank["two calls"], expected)
 
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_a_sequence_cut_between_two_ranks_is_the_sequence(found: list[dict[str, Any]], cut: int) -> None:
     whole, parts = one_mixer(), [rank[f"cut {cut}"] for rank in found]
-    torch.testing.assert_close(torch.cat([part.pop("y") for part in parts], 1), whole.pop("y"), rtol=1e-10, atol=1e-12)
+    near(torch.cat([part.pop("y") for part in parts], 1), whole.pop("y"), tolerance=ROUNDING)
     for part in parts:
-        for name, gradient in part.items():
-            torch.testing.assert_close(2 * gradient, whole[name], rtol=1e-9, atol=1e-11, msg=name)
+        near({name: 2 * gradient for name, gradient in part.items()}, whole, tolerance=ROUNDING)
 
 
 # -- the commands of docs/parallel.md

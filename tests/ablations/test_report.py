@@ -1,4 +1,4 @@
-"""Reports: the numbers in them are the runs', whatever the form; the figures say where those lie."""
+"""Reports: every format shows the numbers of the runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run in its folder: resumed it is an unbroken one, to the bit, and what was computed is kept."""
+"""One run in its folder: a resumed run equals an unbroken one bit for bit, and partial results are kept."""
 
 from __future__ import annotations
 

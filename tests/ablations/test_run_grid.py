@@ -1,4 +1,4 @@
-"""Running grids: every run apart from the others, and nothing finished is ever lost."""
+"""Running grids: runs are independent of each other, and finished runs are never lost."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import yaml
 
 import memkit
 from ablations import run_grid as run_grid_module
+from ablations.grid import Grid
 from ablations.pool import Event, run_all
 from ablations.results import collect, failed, run_folder, summaries
 from ablations.run import RunSpec, execute
@@ -152,20 +153,30 @@ def test_a_folder_with_another_grid_is_refused_before_anything_is_lost(
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
+def begin(grid: Grid, out: Path) -> None:
+    """Give the folder to a grid, and break off before its first run."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(grid, out, jobs=1, on_start=interrupt)
+
+
 def test_other_text_is_another_grid(tmp_path: Path) -> None:
     novel, out = tmp_path / "novel.txt", tmp_path / "out"
     novel.write_bytes(b"word " * 1000)
     grid = small(tmp_path, task={"name": "text", "path": str(novel), "length": 16})
-    run_grid_module._claim(grid, grid.task_config.build(), out)
-    run_grid_module._claim(grid, grid.task_config.build(), out)
+    begin(grid, out)
+    begin(grid, out)
     novel.write_bytes(b"Word " * 1000)
     with pytest.raises(ValueError, match="holds another grid: token_digest is"):
-        run_grid_module._claim(grid, grid.task_config.build(), out)
+        begin(grid, out)
 
 
 def test_a_title_may_change(ran: tuple[Path, list[Event[Any]]], tmp_path: Path) -> None:
     grid = small(tmp_path, title="A better title")
-    run_grid_module._claim(grid, grid.task_config.build(), ran[0])
+    begin(grid, ran[0])
     assert collect(ran[0])["title"] == "A better title"
 
 

@@ -1,4 +1,4 @@
-"""The tasks: what they draw, what they hold out, what they measure."""
+"""The tasks: the data they draw, the data they hold out, and their metrics."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ablations.tasks import IGNORE
 from ablations.tasks.base import bits, correct
 from ablations.tasks.recall import POWER, RecallTask
 from ablations.tasks.text import TextTask, unigram_entropy
+from compare import ROUNDING, near
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -212,7 +213,7 @@ def test_bits_and_correct() -> None:
     logits = torch.randn(50, 16, generator=generator(), dtype=torch.float64)
     targets = torch.randint(16, (50,), generator=generator(1))
     expected = -F.log_softmax(logits, -1)[torch.arange(50), targets] / math.log(2)
-    torch.testing.assert_close(bits(logits, targets), expected, rtol=1e-12, atol=1e-12)
+    near(bits(logits, targets), expected, tolerance=ROUNDING)
     assert bits(torch.zeros(1, 256), torch.tensor([3])).item() == pytest.approx(8.0)
     sure = F.one_hot(targets, 16).double()
     assert correct(sure, targets).mean() == 1.0

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import memkit
+from compare import ROUNDING, near
 from memkit.engine.forms.fused import form as fused
-from memkit.state import tensors
 from mixers_to_compile import DIM, PERIOD, mixer
 
 every_mixer = pytest.mark.parametrize("name", memkit.names("mixer"))
@@ -45,8 +45,7 @@ def test_training_over_two_mini_batches(name: str) -> None:
         y = prepared(lambda x, made=made: made(x)[0])(x)
         y.square().sum().backward()
         found.append([y, *(p.grad for p in made.parameters())])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+    near(*found, tolerance=ROUNDING)
 
 
 @every_mixer
@@ -58,8 +57,7 @@ def test_decoding_over_the_end_of_a_mini_batch(name: str) -> None:
         for x in torch.randn(PERIOD + 1, 2, 1, DIM, dtype=torch.double):
             y, state = step(x, state)
             expected, reference = made(x, reference)
-            for a, b in zip(tensors((y, state)), tensors((expected, reference)), strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+            near((y, state), (expected, reference), tolerance=ROUNDING)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch looks, not we

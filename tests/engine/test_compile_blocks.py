@@ -1,20 +1,23 @@
-"""Blocks that torch compiles: the numbers of the blocks as written, every gradient, and when they are compiled."""
+"""Blocks compiled by torch: equal to blocks as written, gradients included; and when torch compiles them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 
+import compare
 import memkit
-from fused_rules import RULES, assert_near
+from compare import BFLOAT16, near
+from counted_programs import BACKEND, PROGRAMS
+from fused_rules import RULES
 from memkit import Rule
 from memkit.engine import batching as few_rows
 from memkit.engine.forms.fused import compile as compiled
 from memkit.state import tensors
-from memkit.testing.results_and_gradients import differentiate
+from memkit.testing.results_and_gradients import ResultsAndGradients
 from small_memory import TOKENS, Case
 
 
@@ -22,41 +25,28 @@ from small_memory import TOKENS, Case
 def afresh() -> Iterator[None]:
     """Nothing is compiled before a test, nor kept after it."""
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+    PROGRAMS.clear()
     yield
     torch._dynamo.reset()
 
 
-def everything(case: Case, **options: Any) -> list[torch.Tensor]:
-    """Outputs, state and every gradient, in the fused form."""
-    given = {"q": case.q, "k": case.k, "v": case.v, "gates": case.gates, "state": case.state}
-
-    def called(leaves: dict[str, Any]) -> dict[str, Any]:
-        y, state = memkit.memorize(case.rule, **leaves, form="fused", **options)
-        return {"y": y, "state": state}
-
-    return tensors(tuple(differentiate(called, given)))
+everything = partial(compare.everything, form="fused")
 
 
-def everything_as_written(case: Case) -> list[torch.Tensor]:
+def everything_as_written(case: Case) -> ResultsAndGradients:
     """The same where nothing is compiled."""
     with memkit.compile_blocks(False):
         return everything(case)
 
 
-def graphs() -> int:
-    """How many have been compiled."""
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
-
-
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_they_compute_the_same(rule: Rule) -> None:
+def test_compiled_blocks_compute_the_same(rule: Rule) -> None:
     mask = torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8
     for given in ({}, {"mask": mask}):
         expected = everything(Case(rule), **given)
-        with memkit.compile_blocks(backend="aot_eager"):
-            assert_near(everything(Case(rule), **given), expected)
-    assert graphs() > 0
+        with memkit.compile_blocks(backend=BACKEND):
+            near(everything(Case(rule), **given), expected)
+    assert PROGRAMS
 
 
 def test_without_gradients_and_with_gradients_of_gradients() -> None:
@@ -69,52 +59,54 @@ def test_without_gradients_and_with_gradients_of_gradients() -> None:
         first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
         return list(torch.autograd.grad(sum(x.square().sum() for x in first), leaves))  # type: ignore[arg-type]
 
-    expected, twice = tensors(case.memorize()), norms()
-    with memkit.compile_blocks(backend="aot_eager"), torch.no_grad():
-        assert_near(tensors(case.memorize()), expected)
-    with memkit.compile_blocks(backend="aot_eager"):
-        assert_near(norms(), twice)
+    expected, twice = case.memorize(), norms()
+    with memkit.compile_blocks(backend=BACKEND), torch.no_grad():
+        near(case.memorize(), expected)
+    with memkit.compile_blocks(backend=BACKEND):
+        near(norms(), twice)
 
 
 def test_products_in_bfloat16() -> None:
     case = Case(dtype=torch.float32)
     expected = everything(case, products=torch.bfloat16)
-    with memkit.compile_blocks(backend="aot_eager"):
-        for a, b in zip(everything(case, products=torch.bfloat16), expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+    with memkit.compile_blocks(backend=BACKEND):
+        near(everything(case, products=torch.bfloat16), expected, tolerance=BFLOAT16)
 
 
 def test_models_of_one_shape_share_what_is_compiled() -> None:
     """Every layer has a rule of its own, and new ones are built all the time."""
-    x = torch.randn(2, 12, 8)
-    with memkit.compile_blocks(backend="aot_eager"):
+    x, options = torch.randn(2, 12, 8), {"name": "titans", "mini_batch": 4, "expansion": 2}
+    with memkit.compile_blocks(backend=BACKEND):
+        counts = []
         for _ in range(3):
-            options = {"name": "titans", "mini_batch": 4, "expansion": 2}
             memkit.build("mixer", "neural_memory", dim=8, heads=2, rule=options)(x)[0].sum().backward()
-    assert graphs() == 2  # forward and back
+            counts.append(len(PROGRAMS))
+    assert counts[0] > 0 and counts == [counts[0]] * 3
 
 
 def test_texts_of_all_lengths_share_what_is_compiled() -> None:
     """And documents: what differs is how many blocks there are."""
-    with memkit.compile_blocks(backend="aot_eager"):
-        for tokens in (8, 12, 24):
+    with memkit.compile_blocks(backend=BACKEND):
+        everything(Case(tokens=8))
+        known = len(PROGRAMS)
+        for tokens in (12, 24):
             everything(Case(tokens=tokens))
         everything(Case(tokens=24), segment_ids=torch.tensor([0] * 12 + [1] * 12).expand(3, 24))
-    assert graphs() == 2  # forward and back
+    assert len(PROGRAMS) == known > 0
 
 
 def test_beyond_the_limit_blocks_run_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "RECOMPILE_LIMIT", 1)
-    with torch._dynamo.config.patch(recompile_limit=1), memkit.compile_blocks(backend="aot_eager"):
+    with torch._dynamo.config.patch(recompile_limit=1), memkit.compile_blocks(backend=BACKEND):
         for batch in (2, 3, 4):
-            assert_near(everything(Case(batch=batch)), everything_as_written(Case(batch=batch)))
+            near(everything(Case(batch=batch)), everything_as_written(Case(batch=batch)))
 
 
 @pytest.mark.parametrize("tokens", [1, 4], ids=["a token", "a mini-batch"])
 def test_a_lone_block_runs_as_written(tokens: int) -> None:
-    with memkit.compile_blocks(backend="aot_eager"):
+    with memkit.compile_blocks(backend=BACKEND):
         everything(Case(tokens=tokens))
-    assert graphs() == 0
+    assert not PROGRAMS
 
 
 def test_the_setting_ends_with_its_context_and_else_stays() -> None:
@@ -146,9 +138,9 @@ def test_a_batch_too_large_for_the_cache_runs_in_parts(masked: bool, monkeypatch
         monkeypatch.setattr(few_rows, "CACHED", 3 * one_row // torch.get_num_threads())
         assert few_rows.at_once(case.state, compiled=True) == 2
         with memkit.compile_blocks(backend="eager"):
-            assert_near(everything(case, **given), expected)
+            near(everything(case, **given), expected)
 
 
-def test_what_is_no_backend_is_said() -> None:
+def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ValueError, match="is not a backend of torch.compile"):
         memkit.compile_blocks(backend="inductr")

@@ -1,4 +1,4 @@
-"""What the engine says to inputs that do not fit: a ValueError with subject, reason and remedy, before any work."""
+"""Inputs that do not fit: a `ValueError` with subject, reason and remedy, before any work."""
 
 from __future__ import annotations
 

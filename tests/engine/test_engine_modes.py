@@ -1,10 +1,9 @@
-"""The engine under every mode of torch: what it computes does not depend on the mode it is called in."""
+"""torch's modes (no_grad, inference, autocast, checkpointing, compile) do not change the results of the engine."""
 
 from __future__ import annotations
 
 import gc
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 import memkit
+from compare import ROUNDING, near
 from memkit import MemoryState, Rule
 from memkit.parts import polynomial
 from memkit.parts.memory import ACTIVATIONS
@@ -148,7 +148,7 @@ def test_activation_checkpointing_changes_no_gradient(rule: Rule) -> None:
 
 
 @torch._dynamo.config.patch(trace_autograd_ops=True)  # pytest's own patch would take the setting away at its end
-def test_it_compiles_as_one_graph() -> None:
+def test_memorize_compiles_as_one_graph() -> None:
     """Two blocks, forward and backward, without a graph break; the tape's gradient is traced like anything else."""
     eager, compiled = Case(tokens=4, batch=1), Case(tokens=4, batch=1)
 
@@ -167,28 +167,34 @@ def test_it_compiles_as_one_graph() -> None:
     pairs = [*zip(tensors(found), tensors(expected), strict=True)]
     grads = torch.autograd.grad(score(*found), leaves)
     pairs += zip(grads, torch.autograd.grad(score(*expected), expected_leaves), strict=True)
-    for a, b in pairs:
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    near([a for a, _ in pairs], [b for _, b in pairs], tolerance=ROUNDING)
 
 
-def test_no_gradient_wanted_no_graph_kept() -> None:
-    """Where nothing requires a gradient, the tape is plain numbers, and the second derivative is never recorded."""
-    asked = []
+@pytest.fixture
+def graphs_wanted(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For every gradient that is taken: whether it is to be differentiated again."""
+    wanted: list[bool] = []
     grad = torch.autograd.grad
 
     def spy(*arguments: Any, create_graph: bool = False, **options: Any) -> Any:
-        asked.append(create_graph)
+        wanted.append(create_graph)
         return grad(*arguments, create_graph=create_graph, **options)
 
-    case = Case(titans(surprise_limit=10.0))  # a rule that is not swept
-    with patch.object(torch.autograd, "grad", spy):
-        case.memorize()
-        case.q.requires_grad_()  # only reads are trained: what was written does not depend on q
-        case.memorize()
-        assert asked == [False] * 6
-        case.v.requires_grad_()
-        case.memorize()
-    assert asked[6:] == [True] * 3
+    monkeypatch.setattr(torch.autograd, "grad", spy)
+    return wanted
+
+
+def test_no_gradient_wanted_no_graph_kept(graphs_wanted: list[bool]) -> None:
+    """Where nothing requires a gradient, the tape is plain numbers, and the second derivative is never recorded."""
+    case = Case(titans(surprise_limit=10.0))  # a rule of the dual form
+    case.memorize()
+    case.q.requires_grad_()  # only reads are trained: what was written does not depend on q
+    case.memorize()
+    assert graphs_wanted and not any(graphs_wanted)
+    graphs_wanted.clear()
+    case.v.requires_grad_()
+    case.memorize()
+    assert graphs_wanted and all(graphs_wanted)
 
 
 @pytest.mark.parametrize("rule", [titans(), titans(mini_batch=1), titans(depth=1, mini_batch=1)])
@@ -218,17 +224,9 @@ def test_training_leaves_nothing_behind(rule: Rule, activation: str, monkeypatch
     assert left[1] == left[2]
 
 
-def test_a_fused_forward_pass_records_no_second_derivative() -> None:
-    asked = []
-    grad = torch.autograd.grad
-
-    def spy(*arguments: Any, create_graph: bool = False, **options: Any) -> Any:
-        asked.append(create_graph)
-        return grad(*arguments, create_graph=create_graph, **options)
-
+def test_a_fused_forward_pass_records_no_second_derivative(graphs_wanted: list[bool]) -> None:
     case = Case()
     leaves = case.leaves()
-    with patch.object(torch.autograd, "grad", spy):
-        result = score(*case.memorize())
-    assert asked and not any(asked)
+    result = score(*case.memorize())
+    assert graphs_wanted and not any(graphs_wanted)
     assert all(x is not None for x in torch.autograd.grad(result, leaves))

@@ -1,4 +1,4 @@
-"""What the engine says about the form it takes."""
+"""The choice of a form, and the reasons that `explain` gives for it."""
 
 from __future__ import annotations
 

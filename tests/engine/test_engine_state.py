@@ -1,4 +1,4 @@
-"""The state of a memory in use: rows that come and go, documents, gradients through time, and what is observed."""
+"""The state of a memory in use: selected, merged and reset rows, documents, gradients through time, observations."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import memkit
+from compare import ROUNDING, near
 from memkit import MemoryState, Rule
 from memkit.state import map_tensors, tensors
 from memkit.testing.strategies import forms
@@ -22,11 +23,6 @@ RULES = {
     "every third": replace(titans(depth=1, mini_batch=1), update_every=3),
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-
-
-def assert_near(found: Any, expected: Any) -> None:
-    for a, b in zip(tensors(found), tensors(expected), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
 def rows_of(case: Case, rows: list[int]) -> Case:
@@ -44,22 +40,22 @@ def test_selected_rows_go_on_alone(rule: Rule) -> None:
     rows = [2, 0, 2]
     beam = rows_of(case, rows)
     beam.state = case.memorize(slice(0, 6))[1].select(rows)
-    assert_near(beam.memorize(slice(6, None)), (y[rows], end.select(rows)))
+    near(beam.memorize(slice(6, None)), (y[rows], end.select(rows)), tolerance=ROUNDING)
 
 
 @every_rule
 def test_merged_rows_stand_at_different_places(rule: Rule) -> None:
     """One row is 6 tokens into its stream, another 3: both go on as if they were alone."""
     case = Case(rule)
-    far, near = (case.memorize(slice(0, count))[1] for count in (6, 3))
-    takes_near = torch.tensor([False, True, False])
-    merged = far.merge(takes_near, near)
+    far, close = (case.memorize(slice(0, count))[1] for count in (6, 3))
+    takes_close = torch.tensor([False, True, False])
+    merged = far.merge(takes_close, close)
     assert merged.offset.tolist() == [count % rule.period for count in (6, 3, 6)]
     y, end = case.memorize(slice(6, None), state=merged)
-    for row, state in ((0, far), (1, near), (2, far)):
+    for row, state in ((0, far), (1, close), (2, far)):
         alone = rows_of(case, [row])
         expected = alone.memorize(slice(6, None), state=state.select([row]))
-        assert_near((y[[row]], replace(end.select([row]), phase=None)), expected)
+        near((y[[row]], replace(end.select([row]), phase=None)), expected, tolerance=ROUNDING)
 
 
 @every_rule
@@ -68,8 +64,12 @@ def test_a_reset_row_begins_afresh_and_the_others_go_on(rule: Rule) -> None:
     _, state = case.memorize(slice(0, 6))
     reset = state.reset(torch.tensor([True, False, False]), rule)
     y, end = case.memorize(slice(6, None), state=reset)
-    assert_near(y[:1], rows_of(case, [0]).memorize(slice(6, None))[0])
-    assert_near((y[1:], end.weights["w1"][1:]), _rows(case.memorize(slice(6, None), state=state), slice(1, None)))
+    near(y[:1], rows_of(case, [0]).memorize(slice(6, None))[0], tolerance=ROUNDING)
+    near(
+        (y[1:], end.weights["w1"][1:]),
+        _rows(case.memorize(slice(6, None), state=state), slice(1, None)),
+        tolerance=ROUNDING,
+    )
 
 
 def _rows(result: tuple[Tensor, MemoryState], rows: slice) -> tuple[Tensor, Tensor]:
@@ -90,10 +90,10 @@ def test_a_document_goes_on_in_the_next_call_and_a_new_one_does_not(rule: Rule) 
         y, _ = rows_of(case, [row]).memorize(slice(start, None))
         return y[0, max(5 - start, 0) :]
 
-    assert_near(y[0], alone(0, 0))
-    assert_near(y[1], alone(1, 5))
-    assert_near(y[2, :3], alone(2, 2)[:3])
-    assert_near(y[2, 3:], alone(2, 8))  # an id that comes back is a new document
+    near(y[0], alone(0, 0), tolerance=ROUNDING)
+    near(y[1], alone(1, 5), tolerance=ROUNDING)
+    near(y[2, :3], alone(2, 2)[:3], tolerance=ROUNDING)
+    near(y[2, 3:], alone(2, 8), tolerance=ROUNDING)  # an id that comes back is a new document
 
 
 @pytest.mark.parametrize("form", ["dual", "scan"])
@@ -129,7 +129,7 @@ def test_gradients_reach_the_initial_state_through_calls_until_it_is_detached(fo
     y, end = case.memorize(slice(6, None), state=middle, form=form)
     start_y, _ = case.memorize(slice(0, 6), form=form)
     found = torch.autograd.grad(score(torch.cat([start_y, y], 1), end), leaves)
-    assert_near(found, whole)
+    near(found, whole, tolerance=ROUNDING)
     assert all(grad.abs().max() > 0 for grad in found)
 
     y, end = case.memorize(slice(6, None), state=middle.detach(), form=form)
@@ -151,26 +151,26 @@ def hand_made(case: Case, weights: list[Tensor], t: int) -> tuple[Tensor, Tensor
 
 
 @pytest.mark.parametrize("limit", [None, 0.5])
-def test_what_is_observed_is_loss_and_gradient_norm_at_the_gradient_point(limit: float | None) -> None:
+def test_observations_are_loss_and_gradient_norm_at_the_gradient_point(limit: float | None) -> None:
     case = Case(titans(surprise_limit=limit))
     seen = case.observe()
     for t in range(TOKENS):
         begins = t - t % 4
         weights = list(case.memorize(slice(0, begins))[1].weights.values())
         loss, surprise = hand_made(case, weights, t)
-        assert_near((seen.loss[:, t], seen.surprise[:, t]), (loss, surprise))
+        near((seen.loss[:, t], seen.surprise[:, t]), (loss, surprise), tolerance=ROUNDING)
     assert seen.gates.keys() == case.gates.keys()
     assert all(torch.equal(seen.gates[name], gate) for name, gate in case.gates.items())
 
 
 @every_rule
-def test_what_is_observed_is_the_same_in_every_form_and_nothing_where_masked(rule: Rule) -> None:
+def test_observations_are_equal_in_every_form_and_zero_where_masked(rule: Rule) -> None:
     case = Case(rule)
     mask = torch.rand(BATCH, TOKENS, generator=torch.Generator().manual_seed(5)) < 0.6
     ids = torch.tensor([[0] * 4 + [1] * 7, [0] * 11, [0] * 9 + [1] * 2])
     found = case.observe(mask=mask, segment_ids=ids, form="scan")
     for form in forms(rule):
-        assert_near(case.observe(mask=mask, segment_ids=ids, form=form), found)
+        near(case.observe(mask=mask, segment_ids=ids, form=form), found, tolerance=ROUNDING)
     for what in (found.loss, found.surprise):
         assert not what[~mask].any()
         assert what[mask].all()
@@ -189,4 +189,4 @@ def test_retrieve_reads_what_was_written(options: dict[str, Any]) -> None:
     _, state = case.memorize()
     still = {name: torch.zeros_like(gate) for name, gate in case.gates.items()}  # momentum 0: nothing moves
     expected, _ = case.memorize(gates=still, state=state)
-    assert_near(memkit.retrieve(case.rule, state, case.q), expected)
+    near(memkit.retrieve(case.rule, state, case.q), expected, tolerance=ROUNDING)

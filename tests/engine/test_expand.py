@@ -1,4 +1,4 @@
-"""The expand form: when it is taken, what it says, and that it watches what the definition watches."""
+"""The expand form: the rules it fits, its explanation, and its observations beside those of the definition."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import memkit
+from compare import near
 from memkit.engine import plan
 from memkit.rule import Gate, Point, Rule, at_decayed, at_lookahead
 from memkit.testing import check_rule
@@ -35,8 +36,8 @@ def test_a_turned_step_is_expanded_and_watched(rule: Rule) -> None:
     problem = RuleProblem(tokens=7, key_dim=3, value_dim=3)
     given, state = problem.tokens_for(rule), problem.state_for(rule)
     seen = [memkit.observe(rule, *given, state, form=form) for form in ("scan", "expand")]
-    torch.testing.assert_close(seen[1].loss, seen[0].loss, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(seen[1].surprise, seen[0].surprise, rtol=1e-10, atol=1e-10)
+    near(seen[1].loss, seen[0].loss)
+    near(seen[1].surprise, seen[0].surprise)
 
 
 @pytest.mark.parametrize(

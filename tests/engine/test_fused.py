@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+import compare
 import memkit
+from compare import ROUNDING, near
 from memkit import Rule
 from memkit.engine import FormName, exact_forms
 from memkit.parts.memory import ACTIVATIONS
 from memkit.parts.silu import silu
 from memkit.state import tensors
-from memkit.testing.results_and_gradients import differentiate
+from memkit.testing.results_and_gradients import ResultsAndGradients
 from small_memory import TOKENS, Case, score, titans
 
 RULES = {
@@ -31,29 +33,17 @@ RULES = {
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
-def everything(case: Case, form: FormName = "fused", **options: Any) -> Any:
-    """Outputs, state and every gradient, in a form."""
-    given = {"q": case.q, "k": case.k, "v": case.v, "gates": case.gates, "state": case.state}
-
-    def called(leaves: dict[str, Any]) -> dict[str, Any]:
-        y, state = memkit.memorize(case.rule, **leaves, form=form, **options)
-        return {"y": y, "state": state}
-
-    return differentiate(called, given)
-
-
-def assert_near(found: Any, expected: Any) -> None:
-    for a, b in zip(tensors(tuple(found)), tensors(tuple(expected)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+def everything(case: Case, form: FormName = "fused", **options: Any) -> ResultsAndGradients:
+    return compare.everything(case, form=form, **options)
 
 
 @every_rule
 @pytest.mark.parametrize("masked", [False, True], ids=["all tokens", "masked"])
-def test_it_is_the_dual_form(rule: Rule, masked: bool) -> None:
+def test_fused_equals_dual(rule: Rule, masked: bool) -> None:
     mask = torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8 if masked else None
     expected = everything(Case(rule), "dual", mask=mask)
     for block_size in (64, 3):
-        assert_near(everything(Case(rule), mask=mask, block_size=block_size), expected)
+        near(everything(Case(rule), mask=mask, block_size=block_size), expected)
 
 
 @pytest.mark.parametrize("rule", [RULES["mlp"], RULES["residual"]], ids=["mlp", "residual"])
@@ -68,8 +58,7 @@ def test_gradients_of_gradients(rule: Rule) -> None:
         total = torch.stack([x.square().sum() for x in first]).sum()
         return [*first, *torch.autograd.grad(total, leaves, materialize_grads=True)]
 
-    for a, b in zip(both("fused"), both("dual"), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    near(both("fused"), both("dual"))
 
 
 def test_only_some_gradients_are_asked_for() -> None:
@@ -77,10 +66,10 @@ def test_only_some_gradients_are_asked_for() -> None:
     alone.k.requires_grad_()
     among.leaves()
     found = [torch.autograd.grad(score(*case.memorize()), case.k)[0] for case in (alone, among)]
-    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    near(*found, tolerance=ROUNDING)
 
 
-def test_it_runs_again_under_activation_checkpoints() -> None:
+def test_fused_runs_again_under_activation_checkpoints() -> None:
     found = []
     for again in (False, True):
         case = Case()
@@ -170,8 +159,7 @@ def test_a_layer_multiplies_in_bfloat16() -> None:
 def test_silu_is_torchs_to_the_third_derivative() -> None:
     z = torch.linspace(-6, 6, 41, dtype=torch.double, requires_grad=True)
     assert ACTIVATIONS["silu"] is silu
-    for ours, theirs in zip(_derivatives(silu, z), _derivatives(torch.nn.functional.silu, z), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    near(_derivatives(silu, z), _derivatives(torch.nn.functional.silu, z), tolerance=ROUNDING)
 
 
 def test_reading_without_gradients_maps_over_rows() -> None:
@@ -179,7 +167,7 @@ def test_reading_without_gradients_maps_over_rows() -> None:
     with torch.no_grad():
         found = torch.func.vmap(lambda q: memkit.retrieve(case.rule, case.state, q))(torch.stack([case.q, -case.q]))
         expected = torch.stack([memkit.retrieve(case.rule, case.state, q) for q in (case.q, -case.q)])
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    near(found, expected, tolerance=ROUNDING)
 
 
 def _derivatives(function: Any, z: torch.Tensor) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Values that do the same are of one kind, for as long as any of them is there."""
+"""Values that behave alike share one kind, for as long as one of them is alive."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_functions_are_their_code_and_what_they_hold() -> None:
     assert kind_of(one) is not kind_of(other)
 
 
-def test_what_may_change_is_like_itself_only() -> None:
+def test_mutable_values_are_only_like_themselves() -> None:
     class More(memkit.Objective):
         """A part with something that no dataclass knows of."""
 

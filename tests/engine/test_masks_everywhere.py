@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import memkit
+from compare import GRADIENTS, near
 from memkit.mixers.specs import mixer_config
 from memkit.rule import Rule
 from memkit.testing import MixerProblem, same_trees
@@ -74,17 +75,12 @@ def test_masked_tokens_leave_no_trace_in_the_state(name: str) -> None:
 
 
 def model(name: str) -> Any:
-    """A model in float64 whose weights are larger than at initialisation."""
+    """A model in float64 whose weights are larger than at initialization."""
     return HOLES.enlarged(HOLES.build(architecture(name)))
 
 
 def text(batch: int, tokens: int) -> Tensor:
     return torch.randint(VOCAB, (batch, tokens), generator=HOLES.generator(1))
-
-
-def close(actual: Tensor, wanted: Tensor, tolerance: float = 1e-10) -> None:
-    bound = tolerance * (1 + float(wanted.detach().abs().max()))
-    torch.testing.assert_close(actual, wanted, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -116,11 +112,10 @@ def test_documents_across_calls_are_documents_apart(name: str) -> None:
             places = ((named[b] == document) & real[b]).nonzero()[:, 0]
             if len(places):
                 apart = apart.index_put((torch.tensor(b), places), made(ids[b : b + 1, places])[0][0])
-    close(together, apart)
+    near(together, apart)
     weights = list(made.parameters())
     grads = [torch.autograd.grad(y.square().sum(), weights) for y in (together, apart)]
-    for actual, wanted in zip(*grads, strict=True):
-        close(actual, wanted, 1e-8)
+    near(*grads, tolerance=GRADIENTS)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -133,7 +128,7 @@ def test_a_call_of_masked_tokens_is_no_call(name: str) -> None:
     assert not y.any()
     for document in (4, 5):  # the same one, and a new one
         rest = {"segment_ids": torch.full((2, 4), document)}
-        close(made(ids[:, 8:], after, **rest)[0], made(ids[:, 8:], state, **rest)[0])
+        near(made(ids[:, 8:], after, **rest)[0], made(ids[:, 8:], state, **rest)[0])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -146,4 +141,4 @@ def test_rows_of_a_ragged_state_may_be_chosen_and_started_afresh(name: str) -> N
     y, _ = made(later, made.reset(state.select(chosen), torch.tensor(afresh)))
     for row, (b, new) in enumerate(zip(chosen, afresh, strict=True)):
         before = ids[b][real[b]][:0] if new else ids[b][real[b]]
-        close(y[row], made(torch.cat([before, later[row]])[None])[0][0, -4:])
+        near(y[row], made(torch.cat([before, later[row]])[None])[0][0, -4:])

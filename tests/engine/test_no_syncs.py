@@ -93,7 +93,7 @@ def device() -> Iterator[None]:
 
 @masked_or_not
 @pytest.mark.parametrize("name", memkit.names("rule"))
-def test_every_rule(name: str, masked: bool) -> None:
+def test_no_rule_waits_for_the_device(name: str, masked: bool) -> None:
     rule, mask = memkit.build("rule", name), mask_if(masked, TOKENS)
 
     def train() -> None:
@@ -119,7 +119,7 @@ def test_every_rule(name: str, masked: bool) -> None:
 
 @masked_or_not
 @pytest.mark.parametrize("name", memkit.names("mixer"))
-def test_every_mixer(name: str, masked: bool) -> None:
+def test_no_mixer_waits_for_the_device(name: str, masked: bool) -> None:
     made, mask = mixer(name), mask_if(masked, LENGTH)
     x = torch.randn(BATCH, LENGTH, DIM, dtype=torch.double, requires_grad=True)
     with nothing_waits():
@@ -135,7 +135,7 @@ ONLINE = "hybrid"  # holds a deep memory that learns at every token: see below
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != ONLINE])
-def test_every_architecture(name: str) -> None:
+def test_no_architecture_waits_for_the_device(name: str) -> None:
     model, ids = small_model(name), torch.zeros(BATCH, LENGTH, dtype=torch.long)
     with nothing_waits():
         logits, _ = model(ids)
@@ -145,7 +145,7 @@ def test_every_architecture(name: str) -> None:
         model(ids[:, 1:2], state)
 
 
-def test_a_group_recomputed_and_a_limit() -> None:
+def test_recompute_with_a_limit_does_not_wait() -> None:
     rule = memkit.build("rule", "titans", surprise_limit=0.5)
     twice(lambda: memkit.memorize(rule, **tokens_of(rule), recompute=6)[0].sum().backward())
 
@@ -177,14 +177,14 @@ INHERENT: dict[str, tuple[Callable[[], None], str]] = {
 
 
 @pytest.mark.parametrize("name", INHERENT)
-def test_what_is_listed_looks_at_the_device(name: str) -> None:
+def test_listed_exceptions_do_wait_for_the_device(name: str) -> None:
     function, reason = INHERENT[name]
     assert reason
     with pytest.raises((RuntimeError, NotImplementedError), match=READ_BACK):
         function()
 
 
-def test_a_fixed_number_of_rounds_does_not_look() -> None:
+def test_a_fixed_number_of_rounds_does_not_wait() -> None:
     twice(lambda: online(form="iterate", rounds=3))
 
 
@@ -207,7 +207,7 @@ def test_a_fixed_number_of_rounds_does_not_look() -> None:
         lambda x: x[[0, 1]],
     ],
 )
-def test_what_waits_is_caught(function: Callable[[Tensor], Any]) -> None:
+def test_code_that_waits_is_caught(function: Callable[[Tensor], Any]) -> None:
     x = torch.zeros(3)
     with pytest.raises((RuntimeError, NotImplementedError)), nothing_waits():
         function(x)

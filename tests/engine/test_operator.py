@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import compare
 import memkit
-from fused_rules import RULES, assert_near
+from compare import FLOAT32, near
+from counted_programs import BACKEND, PROGRAMS
+from fused_rules import RULES
 from memkit.engine.forms.fused import form as fused
 from memkit.engine.forms.fused import operator
 from memkit.parts.memory import MLPMemory
 from memkit.rule import Linear
 from memkit.state import tensors
-from memkit.testing.results_and_gradients import differentiate
 from small_memory import Case, titans
 
 HALF = torch.tensor([[True, False] * 4, [False] * 3 + [True] * 5, [True] * 8])
@@ -28,7 +31,7 @@ def operators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make runs of blocks operators; compile nothing before a test, and keep nothing after it."""
     monkeypatch.setattr(fused, "as_operator", lambda: True)
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+    PROGRAMS.clear()
     yield
     torch._dynamo.reset()
 
@@ -41,33 +44,23 @@ def as_written(function: Any) -> Any:
     return function
 
 
-def everything(case: Case, prepared: Any, **options: Any) -> list[Tensor]:
-    """Outputs, state and every gradient, in the fused form."""
-    given = {"q": case.q, "k": case.k, "v": case.v, "gates": case.gates, "state": case.state}
-    memorize = prepared(lambda leaves: memkit.memorize(case.rule, **leaves, form="fused", **options))
-
-    def called(leaves: dict[str, Any]) -> dict[str, Any]:
-        y, state = memorize(leaves)
-        return {"y": y, "state": state}
-
-    return tensors(tuple(differentiate(called, given)))
+everything = partial(compare.everything, form="fused")
 
 
 @pytest.mark.parametrize(
     ("name", "options"), [("mlp", {"mask": HALF}), ("swiglu", {"block_size": 2}), ("residual, before", {})]
 )
-def test_it_computes_the_same(name: str, options: dict[str, Any]) -> None:
+def test_the_operator_computes_the_same(name: str, options: dict[str, Any]) -> None:
     rule = RULES[name]
     found, expected = (everything(Case(rule, tokens=8), way, **options) for way in (compiled, as_written))
-    assert_near(found, expected)
+    near(found, expected)
 
 
 def test_products_under_autocast() -> None:
     case, options = Case(dtype=torch.float32, tokens=8), {"products": torch.bfloat16}
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = (everything(case, way, **options) for way in (compiled, as_written))
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    near(found, expected, tolerance=FLOAT32)
 
 
 def test_calls_and_documents_one_after_the_other() -> None:
@@ -87,7 +80,7 @@ def test_calls_and_documents_one_after_the_other() -> None:
         loss = y.square().sum() + sum(x.sum() for x in state.weights.values())
         return [y, *tensors(state), *torch.autograd.grad(loss, leaves)]
 
-    assert_near(run(compiled), run(as_written))
+    near(run(compiled), run(as_written))
 
 
 def test_layers_of_different_kinds() -> None:
@@ -106,7 +99,7 @@ def test_layers_of_different_kinds() -> None:
         return torch.stack([case.memorize(form="fused")[0].square().sum() for case in layers])
 
     found = [[y := prepared(run)(), *torch.autograd.grad(y.sum(), leaves)] for prepared in (compiled, as_written)]
-    assert_near(*found)
+    near(*found)
 
 
 @dataclass(frozen=True)
@@ -122,11 +115,11 @@ class Changing(MLPMemory):
 def test_in_inference_mode_blocks_are_compiled_once() -> None:
     rule = replace(titans(), memory=Changing(2, 2, "silu", False))
     case = Case(rule, tokens=12)
-    with torch.inference_mode(), memkit.compile_blocks(backend="aot_eager"):
+    with torch.inference_mode(), memkit.compile_blocks(backend=BACKEND):
         memorize, expected = compiled(case.memorize), tensors(Case(rule, tokens=12).memorize(form="scan"))
         for _ in range(2):
-            assert_near(tensors(memorize()), expected)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the caller's, and a block
+            near(tensors(memorize()), expected)
+    assert len(PROGRAMS) == 1
 
 
 def test_gradients_of_gradients_inside_of_the_graph() -> None:
@@ -140,7 +133,7 @@ def test_gradients_of_gradients_inside_of_the_graph() -> None:
         for prepared in (compiled, as_written):
             k = case.k.clone().requires_grad_()
             found.append(torch.autograd.grad(prepared(norm)(k), k))
-    assert_near(*found)
+    near(*found)
 
 
 def test_where_only_queries_want_gradients_the_state_wants_none() -> None:

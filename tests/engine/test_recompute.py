@@ -1,9 +1,8 @@
-"""`recompute`: the same numbers and gradients, kept for later only at the cuts."""
+"""`recompute`: the same numbers and gradients, from memory for the cuts alone."""
 
 from __future__ import annotations
 
 import gc
-import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +12,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import memkit
+from compare import FLOAT32, everything, near
 from memkit import Rule
-from memkit.engine.forms import dual
 from memkit.engine.recompute import in_groups
 from memkit.state import tensors
-from memkit.testing.results_and_gradients import differentiate
 from small_memory import TOKENS, Case, score, titans
+from work import Made
 
 RULES = {
     "mlp": titans(),
@@ -32,59 +31,34 @@ RULES["every third"] = replace(RULES["every third"], update_every=3)
 RULES["window"] = replace(titans(), window=3)
 
 
-def everything(case: Case, **options: Any) -> Any:
-    """Outputs, state and every gradient."""
-    given = {"q": case.q, "k": case.k, "v": case.v, "gates": case.gates, "state": case.state}
-
-    def run(leaves: dict[str, Any]) -> dict[str, Any]:
-        y, state = memkit.memorize(case.rule, **leaves, **options)
-        return {"y": y, "state": state}
-
-    return differentiate(run, given)
-
-
-def assert_near(found: Any, expected: Any) -> None:
-    for a, b in zip(tensors(tuple(found)), tensors(tuple(expected)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
-
-
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("size", [1, 4, 100])
-def test_it_changes_no_number(rule: Rule, size: int) -> None:
+def test_recompute_changes_no_number(rule: Rule, size: int) -> None:
     mask = torch.rand(3, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8
     documents = torch.tensor([[0] * 5 + [1] * 6, [0] * 11, [2] * 3 + [3] * 8])
     given = {"mask": mask, "segment_ids": documents}
-    assert_near(everything(Case(rule), recompute=size, **given), everything(Case(rule), **given))
+    near(everything(Case(rule), recompute=size, **given), everything(Case(rule), **given))
 
 
-def test_no_tokens() -> None:
+def test_a_call_without_tokens() -> None:
     case = Case(tokens=0)
     y, state = case.memorize(recompute=2)
     assert y.shape == case.v.shape
-    assert_near(state.weights, case.state.weights)
+    near(state.weights, case.state.weights)
 
 
-def test_nothing_but_the_cuts_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[weakref.ref[Tensor]] = []
-    record = dual.record
-
-    def watched(*args: Any, **options: Any) -> Any:
-        found = record(*args, **options)
-        made.extend(weakref.ref(x) for x in found.errors.values())
-        return found
-
-    monkeypatch.setattr(dual, "record", watched)
-    left = []
-    for recompute in (None, 4):
-        made.clear()
-        case = Case(RULES["limited"])  # its tapes are autograd's
+@pytest.mark.parametrize("name", ["mlp", "limited", "deep online", "matrix online"])
+def test_nothing_but_the_cuts_is_kept(name: str) -> None:
+    kept, tokens, group = [], 48, 16
+    for recompute in (None, group):
+        case = Case(RULES[name], tokens=tokens)
         case.leaves()
-        result = case.memorize(recompute=recompute)
+        with Made() as made:
+            y, state = case.memorize(recompute=recompute)
         gc.collect()
-        left.append(sum(x() is not None for x in made))
-        assert made
-        del result
-    assert left[0] > 0 and left[1] == 0
+        kept.append(made.bytes_in_use)
+        assert y.requires_grad
+    assert kept[1] <= y.nbytes + tokens // group * state.bytes < kept[0]
 
 
 def layer_outcome(recompute: int | None, dtype: torch.dtype, **options: Any) -> list[Tensor]:
@@ -104,8 +78,7 @@ def layer_outcome(recompute: int | None, dtype: torch.dtype, **options: Any) -> 
 @pytest.mark.parametrize("write", [True, False])
 def test_a_layer_takes_it_and_trains_the_same(write: bool) -> None:
     kept, again = (layer_outcome(recompute, torch.double, write=write) for recompute in (None, 3))
-    for a, b in zip(again, kept, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    near(again, kept)
 
 
 def test_the_second_run_meets_the_autocast_of_the_first() -> None:
@@ -135,8 +108,8 @@ def test_autocast_rounds_no_gradient_of_the_memory(name: str) -> None:
             y, _ = case.memorize(recompute=recompute)
         y.square().sum().backward()
         found.append([x.grad for x in leaves if x.grad is not None])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for a, b in zip(*found, strict=True):  # gradients of 11 writes in a row: their relative error is larger
+        torch.testing.assert_close(a, b, rtol=10 * FLOAT32, atol=FLOAT32)
 
 
 def test_a_layer_keeps_its_inputs_and_states_alone() -> None:

@@ -1,4 +1,4 @@
-"""Memories that the engine cannot write are refused in words, in every form: cut off, unused, not what they claim."""
+"""Memories that the engine cannot write are refused with reasons in every form: cut off, unused, used twice."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_weight_that_the_loss_does_not_see_is_named(form: str, how: str, names
         case.memorize(form=form)
 
 
-def test_it_is_named_when_the_outer_loop_learns_too() -> None:
+def test_a_refused_weight_is_named_when_the_outer_loop_learns_too() -> None:
     case = Case(faulty(titans()))
     case.leaves()
     with pytest.raises(ValueError, match=r"does not depend on the weights \['w1'\]"):

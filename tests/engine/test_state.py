@@ -216,7 +216,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     assert os.listdir(tmp_path) == ["leaf"]
 
 
-def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
+def test_values_that_are_not_states_are_refused(tmp_path: Path) -> None:
     for tree, where in (
         ([1], "the state is a list"),
         ({"a": (1, {2})}, r"a\.1 is a set"),

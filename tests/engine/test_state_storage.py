@@ -1,4 +1,4 @@
-"""A state keeps alive what it shows and no more: a view of a long call's numbers would hold all of them."""
+"""A state keeps alive its own numbers only, and no storage of a longer call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def addressed(state: Any) -> int:
 
 @pytest.mark.parametrize("name", [name for name in memkit.names("mixer") if name not in GROWING])
 @torch.no_grad()
-def test_what_a_state_keeps_alive_does_not_depend_on_the_call(name: str) -> None:
+def test_memory_of_a_state_does_not_depend_on_the_length_of_the_call(name: str) -> None:
     torch.manual_seed(0)
     mixer = mixer_config({"name": name, **OPTIONS.get(name, {})}, 8, 2).build()
     short, long = (addressed(mixer(torch.randn(1, tokens, 8))[1]) for tokens in (320, 576))

@@ -1,4 +1,4 @@
-"""The form `triton`: its laws by an interpreter, its kernels compiled for a GPU that is not there, its refusals."""
+"""The triton form: its laws under an interpreter, kernels compiled without a GPU, and refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BLOCKS = {"mini_batch": 16}
 
 
 @needs_triton
-def test_it_equals_the_definition_on_the_interpreter() -> None:
+def test_triton_equals_the_definition_on_the_interpreter() -> None:
     """In a process of its own: what a kernel is, triton decides once, when it is imported."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/helpers/triton_laws.py"]
     house = Path(__file__).parents[2]
@@ -114,7 +114,7 @@ def test_without_triton_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         ),
     ],
 )
-def test_what_it_cannot_run_it_refuses_in_words(rule: Rule, message: str) -> None:
+def test_rules_that_triton_cannot_run_are_refused(rule: Rule, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Case(rule).memorize(form="triton")
 

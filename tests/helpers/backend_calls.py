@@ -1,10 +1,11 @@
-"""Calls of banded attention for every backend, and what they should answer, one query at a time."""
+"""Calls of banded attention for every backend, and a reference for them, one query at a time."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from compare import GRADIENTS, near
 from memkit.mixers.backends import Banded
 
 TENSORS = ("q", "k", "v", "prefix_k", "prefix_v")
@@ -36,16 +37,10 @@ def literally(call: Banded) -> Tensor:
     return torch.stack(answers).unflatten(0, (rows, tokens)).transpose(1, 2)
 
 
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
-    assert a.shape == b.shape
-    worst = (a - b).abs().max().item() if a.numel() else 0.0
-    assert worst <= tolerance * (1 + (b.abs().max().item() if b.numel() else 0.0)), worst
-
-
 def agree(run, call: Banded, reference=literally) -> None:
     """Same answer, and the same gradients for every tensor that a kernel differentiates."""
     here, there = run(call), reference(call)
-    close(here, there)
+    near(here, there)
     weight = torch.randn(here.shape, dtype=here.dtype, generator=torch.Generator().manual_seed(7))
     inputs = [getattr(call, name) for name in TENSORS]
     for name, a, b in zip(
@@ -55,7 +50,7 @@ def agree(run, call: Banded, reference=literally) -> None:
         strict=True,
     ):
         assert a.isfinite().all(), name
-        close(a, b, 1e-8)
+        near(a, b, tolerance=GRADIENTS)
 
 
 CASES = {

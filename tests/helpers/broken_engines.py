@@ -1,4 +1,4 @@
-"""Engines with one fault each, and the law that is to find it: memkit's own with something done to it."""
+"""Engines with one fault each, made from the real one, and the law that is to find the fault."""
 
 from __future__ import annotations
 

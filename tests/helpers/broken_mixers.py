@@ -25,7 +25,7 @@ DIM = 8
 
 
 class LooksAhead(RunningMean):
-    """A symmetric convolution: each token sees its right neighbour."""
+    """A symmetric convolution: each token sees its right neighbor."""
 
     def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
         return super().mix(x + F.pad(x, (0, 0, 0, 1))[:, 1:], state, mask, write)

@@ -1,4 +1,4 @@
-"""Rules with one fault each, and the law that is to find it. `HONEST` is what they are without it."""
+"""Rules with one fault each, and the law that is to find it. `HONEST` is the rule without a fault."""
 
 from __future__ import annotations
 

@@ -1,10 +1,8 @@
-"""Rules whose blocks the fused form runs, one of each kind."""
+"""Rules that the fused form fits, one of each kind."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-
-import torch
 
 import memkit
 from small_memory import titans
@@ -16,8 +14,3 @@ RULES = {
     "matrix": titans(depth=1),
     "huber": memkit.build("rule", "yaad", mini_batch=4),
 }
-
-
-def assert_near(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)

@@ -1,4 +1,4 @@
-"""Every mixer, small, as tests of compiling and of host syncs build it."""
+"""Every mixer at a small size, for tests of compilation and of device synchronization."""
 
 from __future__ import annotations
 

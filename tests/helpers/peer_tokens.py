@@ -1,4 +1,4 @@
-"""Tokens that come out the same on every machine, for comparisons with other implementations that are not installed."""
+"""Tokens equal on every machine, for comparisons with implementations that are not installed."""
 
 from __future__ import annotations
 

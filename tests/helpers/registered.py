@@ -1,4 +1,4 @@
-"""Everything registered, and more rules beside, at the sizes that laws are tried at."""
+"""All registered components, and further rules, at the sizes of the laws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of a grid as they are read from a folder: three variants, two seeds, four evaluations."""
+"""Results of a grid in the form of its files: three variants, two seeds, four evaluations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simplest mixer that has a state: what the tests of the storeys above mixers stand on."""
+"""The simplest mixer with a state, for tests of models and of training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small attention layers in float64, and what they should compute, one query at a time."""
+"""Small attention layers in float64, and a reference for them, one query at a time."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 import literal_attention
-from memkit.mixers.attention import Attention, AttentionState, FullAttention, SlidingWindowAttention
-from memkit.state import tensors
+from memkit.mixers.attention import Attention, FullAttention, SlidingWindowAttention
 
 DIM, HEADS = 12, 2
 WINDOWS = [None, 1, 5, 40]
@@ -31,18 +30,6 @@ def reference(m: Attention, x: Tensor, prefix: Tensor | None = None) -> Tensor:
     row = literal_attention.Attention(m, m.window)
     row.begin(x[:0] if prefix is None else prefix)
     return torch.stack([row.token(token) for token in x]) if len(x) else x
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
-    assert a.shape == b.shape
-    if a.numel():
-        worst = (a - b).abs().max().item()
-        assert worst <= tolerance * (1 + b.abs().max().item()), worst
-
-
-def close_states(a: AttentionState, b: AttentionState) -> None:
-    for x, y in zip(tensors(a), tensors(b), strict=True):
-        close(x.double(), y.double())
 
 
 def gradients(y: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""A memory of a few numbers, with tokens for it: what the tests of the engine stand on."""
+"""A small memory with tokens for it, for the tests of the engine."""
 
 from __future__ import annotations
 

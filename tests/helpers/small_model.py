@@ -1,4 +1,4 @@
-"""A language model for tests: tiny, in float64, with weights three times larger than at initialisation."""
+"""A small language model in float64, with weights three times larger than at initialization."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from architectures import LanguageModel, ModelState
-from memkit.state import tensors
+from architectures import LanguageModel
 from running_mean import RunningMean
 
 VOCAB, DIM = 11, 8
@@ -26,12 +25,3 @@ def model(depth: int = 2, **options: Any) -> LanguageModel:
 
 def text(batch: int, tokens: int, seed: int = 0) -> Tensor:
     return torch.randint(VOCAB, (batch, tokens), generator=torch.Generator().manual_seed(seed))
-
-
-def assert_close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-
-
-def assert_states_close(a: ModelState, b: ModelState) -> None:
-    for x, y in zip(tensors(a), tensors(b), strict=True):
-        assert_close(x, y)

@@ -14,7 +14,7 @@ Found = tuple[Tensor, Tensor]
 
 
 def linear_attention(S: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Found:
-    """arXiv 2006.16236, eq. 7, 18, 20 without the normaliser."""
+    """arXiv 2006.16236, eq. 7, 18, 20 without the normalizer."""
 
     def phi(x: Tensor) -> Tensor:
         return torch.where(x > 0, x + 1, x.exp())

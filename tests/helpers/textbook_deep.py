@@ -1,4 +1,4 @@
-"""What the textbook tests of deep rules share: inputs, the comparison, and the memories as plain formulas.
+"""Parts of the textbook tests of deep rules: inputs, the comparison, and the memories as plain formulas.
 
 A textbook is a plain loop over the tokens of one head of one row, in the paper's symbols, with nothing of the
 engine: it takes tokens and gates by name `[T, ...]`, weights `[in, out]` and constants by name, and returns y
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 import memkit
+from compare import judged
 from memkit import Rule
 from memkit.engine import FormName as Form
 
 Arrays = dict[str, Tensor]
 Textbook = Callable[[Arrays, Arrays, Arrays], tuple[Tensor, Arrays, dict[str, tuple[Tensor, ...]]]]
 BATCH, HEADS, TOKENS = 2, 2, 13
-CLOSE = 1e-10
 
 
 def hold_to(
@@ -51,9 +51,9 @@ def hold_to(
     columns = [torch.stack(x).unflatten(0, (BATCH, HEADS)) for x in zip(*wanted, strict=True)]
     columns[0] = columns[0].transpose(1, 2)
     for what, actual, reference in zip(range(len(found)), found, columns, strict=True):
-        close(f"result {what}", actual, reference)
+        judged(f"result {what}", actual, reference)
     for name, actual, reference in zip(inputs, gradients(found, inputs), gradients(columns, inputs), strict=True):
-        close(f"the gradient of {name}", actual, reference)
+        judged(f"the gradient of {name}", actual, reference)
 
 
 def draw(rule: Rule, width: int, ranges: dict[str, tuple[float, float]]) -> tuple[Arrays, Any]:
@@ -83,14 +83,6 @@ def gradients(results: list[Tensor], leaves: Arrays) -> tuple[Tensor, ...]:
     return torch.autograd.grad(
         total, list(leaves.values()), retain_graph=True, allow_unused=True, materialize_grads=True
     )
-
-
-def close(what: str, actual: Tensor, reference: Tensor) -> None:
-    """Raise `AssertionError` unless two tensors are the same to 1e-10 of the largest number, and not all zero."""
-    largest = float(reference.detach().abs().max())
-    distance = float((actual - reference).detach().abs().max())
-    assert largest > 0, f"{what} is 0 everywhere: it says nothing"
-    assert distance <= CLOSE * largest, f"{what}: {distance / largest:.3g} of the largest number apart"
 
 
 def slope(loss: Tensor, weights: Arrays) -> Arrays:

@@ -1,4 +1,4 @@
-"""The page on using a model says what is so: its Python runs, one block after the other."""
+"""The page on using a model: its Python runs, block by block."""
 
 from __future__ import annotations
 

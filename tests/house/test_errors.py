@@ -1,4 +1,4 @@
-"""Every exception of the house is the same after a copy and after a pickle, as a process that it is sent to has it."""
+"""Every exception survives copying and pickling, and so the way to another process."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_an_exception_is_the_same_after_a_copy(kind: type[Exception], copied: Ca
     assert repr(vars(again)) == repr(vars(error))
 
 
-def test_what_generation_keeps_goes_along() -> None:
+def test_generated_tokens_survive_in_the_error() -> None:
     error = diverged_generation()
     again = pickle.loads(pickle.dumps(error))
     assert again.state is again.where.state and again.__notes__ == ["after 2 tokens"]

@@ -1,4 +1,4 @@
-"""A user's own file in grids and runs: found, imported in every process, and part of what numbers depend on."""
+"""A user's own file in grids and runs: found, imported in every process, and recorded with the results."""
 
 from __future__ import annotations
 

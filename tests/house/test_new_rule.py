@@ -1,4 +1,4 @@
-"""The tutorial does what it says: its files are written, its commands run, and what they print is what it shows."""
+"""The tutorial: its files are written, its commands run, and their output is the output shown."""
 
 from __future__ import annotations
 

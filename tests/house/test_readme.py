@@ -1,4 +1,4 @@
-"""What the README shows runs: its Python, its files as files, and its commands as far as their options."""
+"""The README: its Python runs, its files are written, and its commands parse."""
 
 from __future__ import annotations
 

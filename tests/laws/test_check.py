@@ -1,4 +1,4 @@
-"""`memkit check`: verdicts in words, exit codes, and what is said about files that cannot be used."""
+"""`memkit check`: verdicts, exit codes, and messages about files that cannot be used."""
 
 from __future__ import annotations
 

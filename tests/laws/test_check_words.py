@@ -1,4 +1,4 @@
-"""`memkit check`: one mistake told once, and several components in one go."""
+"""`memkit check`: one message per mistake, and several components in one call."""
 
 from __future__ import annotations
 

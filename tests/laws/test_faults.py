@@ -1,4 +1,4 @@
-"""The laws are tested themselves: each fault is killed by the law meant for it, which its honest twin keeps."""
+"""Tests of the laws: each fault is found by its law, and the same component without the fault passes."""
 
 from __future__ import annotations
 

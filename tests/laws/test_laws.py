@@ -1,4 +1,4 @@
-"""Every registered rule, mixer and architecture is held to every law that applies to it."""
+"""Every registered rule, mixer and architecture keeps every law that applies to it."""
 
 from __future__ import annotations
 

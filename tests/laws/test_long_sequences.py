@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import memkit
+from compare import near
 from registered import VOCAB
 
 TOKENS, SEED = 45, 5
@@ -41,24 +42,20 @@ def text() -> Tensor:
     return torch.randint(VOCAB, (2, TOKENS), generator=torch.Generator().manual_seed(SEED))
 
 
-def close(actual: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-10 * (1 + float(wanted.abs().max())))
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
 def test_any_cut_gives_the_same_logits(name: str) -> None:
     made, ids = model(name), text()
     whole, state = made(ids)[0], None
     for t in range(TOKENS):
-        close(made(ids[:, t:], state)[0], whole[:, t:])
+        near(made(ids[:, t:], state)[0], whole[:, t:])
         y, state = made(ids[:, t : t + 1], state)
-        close(y, whole[:, t : t + 1])
+        near(y, whole[:, t : t + 1])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
-def test_it_is_causal(name: str) -> None:
+def test_architectures_are_causal(name: str) -> None:
     made, ids = model(name), text()
     whole = made(ids)[0]
     for t in (7, 12, 31, TOKENS - 1):

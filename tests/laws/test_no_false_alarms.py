@@ -1,4 +1,4 @@
-"""Rules of no paper that are right, and that no law may accuse."""
+"""Correct rules from no paper, which no law may accuse."""
 
 from __future__ import annotations
 

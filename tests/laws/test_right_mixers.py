@@ -1,4 +1,4 @@
-"""Mixers that are right, at problems where a law once accused them."""
+"""Correct mixers, at problems where a law once accused them."""
 
 from __future__ import annotations
 

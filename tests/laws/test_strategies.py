@@ -1,4 +1,4 @@
-"""Problems and laws as others build on them: lines that can be typed in again, and laws of one's own."""
+"""Problems and laws as a public interface: printed lines can be run again, and users write laws of their own."""
 
 from __future__ import annotations
 

@@ -13,9 +13,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import memkit
+from compare import FLOAT32, GRADIENTS, ROUNDING, near
 from memkit.mixers.attention import FullAttention, SlidingWindowAttention, attend
 from memkit.mixers.rope import Rotary
-from small_attention import DIM, HEADS, WINDOWS, close, close_states, draw, gradients, mixer, reference
+from small_attention import DIM, HEADS, WINDOWS, draw, gradients, mixer, reference
+
+TURNED = 1e-13
+"""Scores of rotated keys in float64: stricter than a sum, as rotations by any position are exact."""
+
+ONE_ROUNDING = 1e-15
+"""The same rotation in float64, by a module that was cast to bfloat16 before."""
+
+HALF = 0.05
+"""A whole attention layer in bfloat16: projections, scores and sums over 40 tokens."""
 
 
 @pytest.mark.parametrize("tokens", [1, 6, 90])
@@ -26,10 +36,10 @@ def test_equals_loops_with_all_gradients(window, prefix, tokens):
     x, front = draw(1, tokens, DIM).requires_grad_(), draw(prefix, DIM, seed=2).requires_grad_()
     y, _ = m(x, m.init_state(1, prefix=front))
     there = reference(m, x[0], front)[None]
-    close(y, there)
+    near(y, there)
     inputs = [x, *m.parameters(), *([front] if prefix else [])]
     for a, b in zip(gradients(y, inputs), gradients(there, inputs), strict=True):
-        close(a, b, 1e-8)
+        near(a, b, tolerance=GRADIENTS)
 
 
 @given(
@@ -40,7 +50,7 @@ def test_equals_loops_with_all_gradients(window, prefix, tokens):
     seed=st.integers(0, 1000),
 )
 def test_any_cut_gives_the_same_answer_and_state(window, prefix, cuts, masked, seed):
-    """Cuts may coincide (T = 0) or be neighbours (T = 1); rows have different masks, and differ in count."""
+    """Cuts may coincide (T = 0) or be neighbors (T = 1); rows have different masks, and differ in count."""
     m = mixer(window)
     x = draw(2, 50, DIM, seed=seed)
     mask = draw(2, 50, seed=seed + 1) > 0.3 if masked else None
@@ -50,8 +60,8 @@ def test_any_cut_gives_the_same_answer_and_state(window, prefix, cuts, masked, s
     for a, b in zip([0, *sorted(cuts)], [*sorted(cuts), 50], strict=True):
         y, state = m(x[:, a:b], state, mask=None if mask is None else mask[:, a:b])
         parts.append(y)
-    close(torch.cat(parts, 1), whole)
-    close_states(state, end)
+    near(torch.cat(parts, 1), whole)
+    near(state, end)
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -61,7 +71,7 @@ def test_decoding_equals_prefill(window):
     whole, _ = m(x, state)
     for t in range(45):
         y, state = m(x[:, t : t + 1], state)
-        close(y[:, 0], whole[:, t])
+        near(y[:, 0], whole[:, t])
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -83,11 +93,11 @@ def test_masked_tokens_never_were(window):
     here = gradients(y, inputs)
     rows = [reference(m, x[b][mask[b]], front) for b in range(4)]
     there = torch.zeros_like(y).index_put((mask,), torch.cat(rows))
-    close(y, there)
+    near(y, there)
     assert state.count.tolist() == mask.sum(1).tolist()
     for a, b in zip(here, gradients(there, inputs), strict=True):
         assert a.isfinite().all()
-        close(a, b, 1e-8)
+        near(a, b, tolerance=GRADIENTS)
     assert not here[0][~mask].any()
 
 
@@ -101,7 +111,7 @@ def test_documents_begin_afresh_but_keep_the_prefix(window):
         y, state = m(x[:, part], state, segment_ids=ids[:, part])
         parts.append(y)
     rows = [[reference(m, x[b][ids[b] == i], front) for i in ids[b].unique_consecutive()] for b in range(2)]
-    close(torch.cat(parts, 1), torch.stack([torch.cat(row) for row in rows]))
+    near(torch.cat(parts, 1), torch.stack([torch.cat(row) for row in rows]))
     assert state.count.tolist() == [18, 10]
 
 
@@ -125,14 +135,14 @@ def test_the_past_does_not_see_the_future(window, masked):
     (grad,) = torch.autograd.grad(y[:, :cut].sum(), x)
     assert not grad[:, cut:].any() and grad[:, :cut].any()
     other = torch.cat([x[:, :cut], 7 * draw(2, 45, DIM, seed=6)], 1)
-    close(m(other, mask=mask)[0][:, :cut], y[:, :cut], 1e-12)
+    near(m(other, mask=mask)[0][:, :cut], y[:, :cut], tolerance=ROUNDING)
 
 
 def test_rows_may_have_prefixes_of_their_own():
     m = mixer(5)
     x, front = draw(2, 8, DIM), draw(2, 3, DIM, seed=2).requires_grad_()
     y, _ = m(x, m.init_state(2, prefix=front))
-    close(y, torch.stack([reference(m, x[b], front[b]) for b in range(2)]))
+    near(y, torch.stack([reference(m, x[b], front[b]) for b in range(2)]))
     (grad,) = torch.autograd.grad(y[0, 7].sum(), front)  # token 7 is past the window of token 0
     assert grad[0].abs().sum(1).all() and not grad[1].any()
 
@@ -141,29 +151,29 @@ def test_rows_may_have_prefixes_of_their_own():
 def test_begin_is_a_row_with_persistent_tokens(window):
     m = mixer(window)
     front = draw(3, DIM, seed=2)
-    close_states(m.begin(front), m.init_state(1, prefix=front))
+    near(m.begin(front), m.init_state(1, prefix=front))
 
 
 @pytest.mark.parametrize("offset", [2**21, 2**40 + 1])
 @pytest.mark.parametrize("window", [None, 40])
 def test_outputs_do_not_depend_on_how_long_the_stream_was(window, offset):
     """Only differences of positions count. In float32 plain angles would be off by 0.1 radian at 2^21."""
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+    for dtype, tolerance in ((torch.float64, ROUNDING), (torch.float32, FLOAT32)):
         m = mixer(window).to(dtype)
         x, start = draw(1, 130, DIM).to(dtype), m.init_state(1)
         late = replace(start, count=start.count + offset, seen=offset)
         _, warm = m(x[:, :50], start)
         _, warm_late = m(x[:, :50], late)  # fills the window: the cache of `late` held nothing real
-        close(m(x[:, 50:], warm_late)[0], m(x[:, 50:], warm)[0], tolerance)
+        near(m(x[:, 50:], warm_late)[0], m(x[:, 50:], warm)[0], tolerance=tolerance)
 
 
 def test_rotation_is_exact_at_any_position_and_in_any_dtype():
     rotary, x = Rotary(8), draw(1, 1, 2, 8)
     here = rotary(x, torch.tensor([[3, 10]]))
     there = rotary(x, torch.tensor([[3, 10]]) + 2**50)
-    close((here[0, 0, 0] * here[0, 0, 1]).sum(), (there[0, 0, 0] * there[0, 0, 1]).sum(), 1e-13)
+    near((here[0, 0, 0] * here[0, 0, 1]).sum(), (there[0, 0, 0] * there[0, 0, 1]).sum(), tolerance=TURNED)
     half = Rotary(8).to(torch.bfloat16)  # casting a model leaves the frequencies alone
-    close(half(x, torch.tensor([[3, 1000]])), rotary(x, torch.tensor([[3, 1000]])), 1e-15)
+    near(half(x, torch.tensor([[3, 1000]])), rotary(x, torch.tensor([[3, 1000]])), tolerance=ONE_ROUNDING)
 
 
 class Largest(TorchDispatchMode):
@@ -207,13 +217,13 @@ def test_half_precision_and_autocast_stay_near(window):
     exact, _ = m(x)
     half, state = mixer(window).bfloat16()(x.bfloat16())
     assert half.dtype == state.keys.dtype == torch.bfloat16
-    close(half.double(), exact, 0.05)
+    near(half.double(), exact, tolerance=HALF)
     single = mixer(window).float()
     with torch.autocast("cpu", torch.bfloat16):
         first, state = single(x[:, :25].float(), single.init_state(2))
         second, state = single(x[:, 25:].float(), state)
     assert state.keys.dtype == torch.float32 and state.bytes == 2 * single.state_bytes(40)
-    close(torch.cat([first, second], 1).double(), exact, 0.05)
+    near(torch.cat([first, second], 1).double(), exact, tolerance=HALF)
 
 
 def test_attend_where_visible_says():
@@ -223,12 +233,12 @@ def test_attend_where_visible_says():
     y = attend(q, k, v, visible)
     scores = (q @ k.mT / 2).exp() * visible
     there = scores / scores.sum(-1, keepdim=True).clamp(min=1e-30) @ v
-    close(y, there)
+    near(y, there)
     assert not y[1, :, 2].any()
     for a, b in zip(gradients(y, [q, k, v]), gradients(there, [q, k, v]), strict=True):
         assert a.isfinite().all()
-        close(a, b, 1e-8)
-    close(attend(q, k, v, visible[:1], "torch")[0], y[0])
+        near(a, b, tolerance=GRADIENTS)
+    near(attend(q, k, v, visible[:1], "torch")[0], y[0])
     with pytest.raises(ValueError, match="'flash_attn' cannot attend with an arbitrary mask"):
         attend(q, k, v, visible, "flash_attn")
 

@@ -1,12 +1,13 @@
-"""The state of attention: what it holds and keeps alive, and how rows are merged, reset and chosen."""
+"""The state of attention: its contents and memory, and rows that are merged, reset and selected."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from compare import near
 from memkit.state import merge_trees, tensors
-from small_attention import DIM, WINDOWS, close, draw, gradients, mixer, reference
+from small_attention import DIM, WINDOWS, draw, gradients, mixer, reference
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -45,7 +46,7 @@ def test_caches_of_different_lengths_merge():
         for merged in (here.merge(rows, there), merge_trees(rows, (here,), (there,))[0]):
             y, _ = m(x[:, 15:], merged)
             want = [reference(m, torch.cat([x[b, :n], x[b, 15:]]))[n:] for b, n in enumerate(lengths)]
-            close(y, torch.stack(want))
+            near(y, torch.stack(want))
 
 
 def test_reset_and_select_and_value_semantics():
@@ -57,10 +58,10 @@ def test_reset_and_select_and_value_semantics():
     again, _ = m(x[:, 9:], state)
     assert torch.equal(y, again) and all(map(torch.equal, before, tensors(state)))
     fresh, _ = m(x[:, 9:], m.reset(state, torch.tensor([False, True])))
-    close(fresh[0], y[0])
-    close(fresh[1], m(x[1:, 9:], m.init_state(1, prefix=draw(2, DIM)))[0][0])
+    near(fresh[0], y[0])
+    near(fresh[1], m(x[1:, 9:], m.init_state(1, prefix=draw(2, DIM)))[0][0])
     swapped, _ = m(x[[1, 0], 9:], state.select([1, 0]))
-    close(swapped, y[[1, 0]])
+    near(swapped, y[[1, 0]])
 
 
 def test_inference_state_serves_training():
@@ -70,7 +71,7 @@ def test_inference_state_serves_training():
         _, state = m(x[:, :6], m.init_state(1, prefix=x[0, :2]))
     y, _ = m(x[:, 6:], state)
     assert all(g.isfinite().all() for g in gradients(y, list(m.parameters())))
-    close(y, m(x[:, 6:], m(x[:, :6], m.init_state(1, prefix=x[0, :2]))[1])[0])
+    near(y, m(x[:, 6:], m(x[:, :6], m.init_state(1, prefix=x[0, :2]))[1])[0])
 
 
 def test_bad_prefixes():

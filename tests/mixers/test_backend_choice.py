@@ -1,4 +1,4 @@
-"""Which attention backend answers: asked by name or chosen, by probes that run, and said in words."""
+"""The choice of an attention backend: by name or by probes that run, and its explanation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention backends: what they answer, the merge against dense attention, and conventions by stand-ins."""
+"""Attention backends: results, the merge against dense attention, and conventions of packages by stand-ins."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 import stand_ins
-from backend_calls import CASES, RAGGED, TENSORS, agree, close, question
+from backend_calls import CASES, RAGGED, TENSORS, agree, question
+from compare import BFLOAT16, near
 from memkit.mixers.backends import BACKENDS, flash, flex, memory_efficient, merging, sdpa
 from memkit.mixers.backends.mamba import ssd
 from memkit.mixers.backends.probes import why_not
+from memkit.testing import same
 
 pytestmark = pytest.mark.usefixtures("fresh_probes")
 
@@ -28,7 +30,7 @@ def test_flex_forward_answers_the_definition(case):
     with torch.no_grad():  # on a CPU it has no backward
         call = {**CASES, **RAGGED}[case]
         call = replace(call, **{name: getattr(call, name).detach() for name in TENSORS})
-        close(flex.run(call), sdpa.run(call))
+        near(flex.run(call), sdpa.run(call))
 
 
 def torch_kernel() -> merging.Kernel:
@@ -91,13 +93,13 @@ def test_ssd_follows_the_packages_conventions(packages):
     y, final = ssd(x, dt, A, B, C, D=D, initial_states=start)
     first, middle = ssd(x[:, :2], dt[:, :2], A, B[:, :2], C[:, :2], D=D, initial_states=start)
     second, end = ssd(x[:, 2:], dt[:, 2:], A, B[:, 2:], C[:, 2:], D=D, initial_states=middle)
-    close(torch.cat([first, second], 1), y)
-    close(end, final)
+    near(torch.cat([first, second], 1), y)
+    near(end, final)
     state = start[0, 3]  # head 3 reads group 1; the docstring's equation
     for t in range(6):
         state = torch.exp(dt[0, t, 3] * A[3]) * state + dt[0, t, 3] * torch.outer(x[0, t, 3], B[0, t, 1])
-        close(y[0, t, 3], state @ C[0, t, 1] + D[3] * x[0, t, 3])
-    close(final[0, 3], state)
+        near(y[0, t, 3], state @ C[0, t, 1] + D[3] * x[0, t, 3])
+    near(final[0, 3], state)
 
 
 def test_xformers_masks_mean_what_we_think():
@@ -119,11 +121,11 @@ def test_kernels_on_a_gpu_agree_with_torch(name):
         assert BACKENDS[name].refusal(call) is None
         y = BACKENDS[name].run(call)
         reference = sdpa.run(replace(call, **{n: x.double() for n, x in wide.items()}))
-        close(y.double(), reference, 2e-2)
+        same("y", y.double(), reference, BFLOAT16)
         inputs = [x for x in wide.values() if x.numel()]
         for a, b in zip(
             torch.autograd.grad(y.double().square().sum(), inputs),
             torch.autograd.grad(reference.square().sum(), inputs),
             strict=True,
         ):
-            close(a.double(), b.double(), 4e-2)
+            same("a gradient", a.double(), b.double(), 2 * BFLOAT16)

@@ -1,10 +1,11 @@
-"""The short convolution: the library's and the sum of taps are one, and masked tokens never were."""
+"""The short convolution: the library's equals the sum of taps, and masked tokens leave no trace."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from compare import FLOAT32_FEW, ROUNDING, near
 from memkit.mixers.conv import ShortConv, by_library, by_sums, has_library
 
 EMPTY = ((0, 8, 6), (2, 3, 6))
@@ -23,12 +24,11 @@ def test_the_library_convolves_as_the_sum_of_taps_says(width: int) -> None:
         first = torch.autograd.grad(y.sin().sum(), (line, taps), create_graph=True)
         second = torch.autograd.grad(torch.stack([x.square().sum() for x in first]).sum(), (line, taps))
         found.append([y, *first, *second])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    near(*found, tolerance=ROUNDING)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_keeps_the_precision_of_its_taps(dtype: torch.dtype) -> None:
+def test_the_convolution_keeps_the_precision_of_its_taps(dtype: torch.dtype) -> None:
     """Also where autocast would round them."""
     conv = ShortConv(6)
     x, tail = torch.randn(2, 5, 6).to(dtype), torch.randn(2, 3, 6).to(dtype)
@@ -37,11 +37,11 @@ def test_it_keeps_the_precision_of_its_taps(dtype: torch.dtype) -> None:
         y, after = conv(x, tail)
     expected = by_sums(torch.cat([tail, x], 1).double(), conv.taps.double())
     assert y.dtype == torch.float32
-    torch.testing.assert_close(y, expected.float(), rtol=1e-5, atol=1e-5)
+    near(y, expected.float(), tolerance=FLOAT32_FEW)
     assert torch.equal(after, x[:, -3:])
 
 
-def test_what_the_library_is_not_for() -> None:
+def test_inputs_that_the_library_does_not_take() -> None:
     conv = ShortConv(6)
     for line in (
         torch.randn(2, 8, 6).double(),
@@ -54,9 +54,8 @@ def test_what_the_library_is_not_for() -> None:
     assert y.shape == (2, 0, 6) and torch.equal(after, torch.ones(2, 3, 6))
 
 
-def test_what_torch_compiles_is_fused_instead() -> None:
+def test_under_torch_compile_the_sum_of_taps_runs() -> None:
     conv, x = ShortConv(6), torch.randn(2, 5, 6)
     expected = conv(x, conv.init_tail(2, x))
     found = torch.compile(conv, fullgraph=True, backend="aot_eager")(x, conv.init_tail(2, x))
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    near(found, expected, tolerance=FLOAT32_FEW)

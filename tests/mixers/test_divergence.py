@@ -1,4 +1,4 @@
-"""Numbers that leave the range of floats: found at the token, row, layer and head where they do, and told."""
+"""Numbers beyond the range of floats: located by token, row, layer and head, and reported."""
 
 from __future__ import annotations
 

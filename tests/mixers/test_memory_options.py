@@ -1,4 +1,4 @@
-"""Models that take a memory by name hand `recompute` and `products` to it, as all its options."""
+"""Models pass the options of their memory on, `recompute` and `products` included."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 import memkit
 from architectures.uniform import uniform_model
+from compare import near
 from memkit import registry
 from memkit.mixers.base import Mixer
 from memkit.mixers.neural_memory import NeuralMemory
@@ -59,8 +60,7 @@ def test_memories_that_recompute_change_no_number(name: str, checkpoint: bool) -
     assert {memory.recompute for memory in memories(build(name, recompute=5))} == {5}
     kept = outcome(name, torch.double)
     again = outcome(name, torch.double, recompute=5, checkpoint=checkpoint)
-    for a, b in zip(again, kept, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    near(again, kept)
 
 
 @every_model

@@ -1,4 +1,4 @@
-"""States that are not a layer's own are refused in words, and a batch may have no rows."""
+"""States that do not belong to a layer are refused with reasons; batches without rows are allowed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def layer(name: str, dim: int = DIM, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", MIXERS)
-def test_what_is_no_state_of_this_mixer_is_refused(name: str) -> None:
+def test_states_of_other_mixers_are_refused(name: str) -> None:
     made, x = mixer(name)(), torch.zeros(2, 3, DIM)
     for other in (RunningMean(dim=DIM).init_state(2), made.init_state(2).segment, 3):
         with pytest.raises(
@@ -66,7 +66,7 @@ def test_a_state_of_another_size_is_refused(
 
 
 @pytest.mark.parametrize("x", [[[0.0] * DIM], torch.zeros(2, 3, DIM).long()])
-def test_what_is_no_sequence_is_refused(x: Any) -> None:
+def test_inputs_that_are_not_sequences_are_refused(x: Any) -> None:
     with pytest.raises(ValueError, match=r"RunningMean takes a floating-point tensor x \[B, T, D\]; got"):
         RunningMean(dim=DIM)(x)
 
@@ -94,7 +94,7 @@ def gate(gate: Gate, pairs: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_no_rows(name: str) -> None:
+def test_a_batch_without_rows(name: str) -> None:
     rule = RULES[name]
     state = memkit.init_state(rule, batch=2, heads=HEADS, key_dim=DIM, value_dim=DIM).select([])
     q, kv = torch.zeros(0, 5, HEADS, DIM), torch.zeros(0, 5, HEADS, DIM * rule.pairs)
@@ -106,7 +106,7 @@ def test_no_rows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_no_rows_of_ids(name: str) -> None:
+def test_ids_without_rows(name: str) -> None:
     model, ids = architecture(name)(), torch.zeros(0, 5).long()
     logits, state = model(ids)
     assert logits.shape == (0, 5, VOCAB)

@@ -1,4 +1,4 @@
-"""Generation: what it returns, that it goes on from its state, and that it leaves the model alone."""
+"""Generation: its output, its use of a state, and the model left unchanged."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from compare import near
 from memkit.state import tensors
-from small_model import VOCAB, assert_states_close, model, text
+from small_model import VOCAB, model, text
 
 
 def test_greedy_generation_is_the_likeliest_token_each_time() -> None:
@@ -18,7 +19,7 @@ def test_greedy_generation_is_the_likeliest_token_each_time() -> None:
     for _ in range(5):
         ids = torch.cat([ids, made(ids)[0][:, -1:].argmax(-1)], 1)
     assert torch.equal(found, ids)
-    assert_states_close(state, made(ids[:, :-1])[1])  # it has read all but the last
+    near(state, made(ids[:, :-1])[1])  # it has read all but the last
     assert not any(x.requires_grad for x in tensors(state))
 
 
@@ -32,7 +33,7 @@ def test_generation_goes_on_from_its_state(options: dict[str, Any], first: int) 
     start, state = made.generate(ids, max_new_tokens=first, **shared)
     rest, state = made.generate(start[:, -1:], max_new_tokens=9 - first, state=state, **shared)
     assert torch.equal(torch.cat([start, rest[:, 1:]], 1), whole)
-    assert_states_close(state, end)
+    near(state, end)
 
 
 def test_prompts_of_unequal_lengths_are_padded_on_the_left() -> None:
@@ -43,7 +44,7 @@ def test_prompts_of_unequal_lengths_are_padded_on_the_left() -> None:
         alone, _ = made.generate(ids[row : row + 1, start:], max_new_tokens=4)
         assert torch.equal(found[row, 5:], alone[0, 5 - start :])
     _, none = made.generate(ids, max_new_tokens=0, mask=mask)
-    assert_states_close(none, made(ids[:, :-1], mask=mask[:, :-1])[1])
+    near(none, made(ids[:, :-1], mask=mask[:, :-1])[1])
 
 
 def test_sampling_follows_the_probabilities() -> None:

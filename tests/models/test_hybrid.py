@@ -1,4 +1,4 @@
-"""The hybrid, and the baselines that are cases of it."""
+"""The hybrid model, and the baselines that are special cases of it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from compare import near
 from memkit.registry import Config, build
 from running_mean import Headless, RunningMean, registered
-from small_model import VOCAB, assert_close, text
+from small_model import VOCAB, text
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_the_baselines_stream_and_refuse_heads_that_do_not_divide(name: str) -> 
     ids = text(2, 70)
     whole, _ = made(ids)
     start, state = made(ids[:, :66])
-    assert_close(torch.cat([start, made(ids[:, 66:], state)[0]], 1), whole)
+    near(torch.cat([start, made(ids[:, 66:], state)[0]], 1), whole)
     with pytest.raises(ValueError, match="heads"):
         build("architecture", name, vocab_size=VOCAB, dim=30, heads=4)
 

@@ -1,4 +1,4 @@
-"""The language model around any mixers: streaming, masks, documents, initialisation, and its errors."""
+"""The language model around any mixers: streaming, masks, documents, initialization, and its errors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import memkit
 from architectures import LanguageModel, ModelState
+from compare import near
 from running_mean import RunningMean
-from small_model import DIM, VOCAB, assert_close, assert_states_close, model, text
+from small_model import DIM, VOCAB, model, text
 
 
 @given(st.integers(0, 12), st.integers(0, 12), st.booleans(), st.integers(0, 10**6))
@@ -35,11 +36,11 @@ def test_any_cut_gives_the_same_logits(tokens: int, at: int, documents: bool, se
         parts.append(logits)
     assert state is not None
     assert whole.shape == (3, tokens, VOCAB)
-    assert_close(torch.cat(parts, 1), whole)
-    assert_states_close(state, end)
+    near(torch.cat(parts, 1), whole)
+    near(state, end)
 
 
-def test_it_computes_its_definition() -> None:
+def test_a_model_computes_its_definition() -> None:
     made, ids = model(depth=1), text(2, 7)
     weights = dict(made.named_parameters())
     norm = lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * 3  # noqa: E731 - gains are 3
@@ -48,10 +49,10 @@ def test_it_computes_its_definition() -> None:
     x = x + mean @ weights["blocks.0.mixer.out.weight"].T
     gate, up = (norm(x) @ weights["blocks.0.feed_forward.1.gate_up.weight"].T).split(24, -1)
     x = x + (gate * torch.sigmoid(gate) * up) @ weights["blocks.0.feed_forward.1.out.weight"].T
-    assert_close(made(ids)[0], norm(x) @ made.embedding.weight.T)
+    near(made(ids)[0], norm(x) @ made.embedding.weight.T)
 
 
-def test_it_is_causal() -> None:
+def test_a_model_is_causal() -> None:
     made, ids = model(), text(2, 9)
     changed = ids.clone()
     changed[:, 5] = (changed[:, 5] + 1) % VOCAB
@@ -66,18 +67,18 @@ def test_a_masked_token_never_was() -> None:
     spoilt = torch.where(mask, ids, torch.tensor([[-100, 0, 0, 10**9, 0, 0]]))
     logits, state = made(spoilt, mask=mask)
     alone, alone_state = made(ids[mask][None])
-    assert_close(logits[mask], alone[0])
+    near(logits[mask], alone[0])
     assert logits[~mask].abs().max() == 0
-    assert_states_close(state, alone_state)
+    near(state, alone_state)
 
 
 def test_documents_packed_equal_documents_apart() -> None:
     made, ids = model(), text(2, 10)
     segments = torch.tensor([[4] * 3 + [2] * 7, [0] * 8 + [1] * 2])
     logits, state = made(ids, segment_ids=segments)
-    assert_close(logits[:1, :3], made(ids[:1, :3])[0])
-    assert_close(logits[:1, 3:], made(ids[:1, 3:])[0])
-    assert_close(logits[1:, 8:], made(ids[1:, 8:])[0])
+    near(logits[:1, :3], made(ids[:1, :3])[0])
+    near(logits[:1, 3:], made(ids[:1, 3:])[0])
+    near(logits[1:, 8:], made(ids[1:, 8:])[0])
     assert state.segment.tolist() == [2, 1]
 
 
@@ -85,7 +86,7 @@ def test_write_false_reads_without_learning() -> None:
     made, ids = model(), text(2, 5)
     _, state = made(ids)
     logits, after = made(ids, state, write=False)
-    assert_states_close(after, state)
+    near(after, state)
     assert (logits - made(ids, state)[0]).abs().max() > 1e-3
 
 
@@ -94,8 +95,8 @@ def test_reset_starts_rows_afresh() -> None:
     _, state = made(ids)
     fresh = made.reset(state, torch.tensor([False, True]))
     logits, _ = made(ids, fresh)
-    assert_close(logits[1:], made(ids[1:])[0])
-    assert_close(logits[:1], made(ids, state)[0][:1])
+    near(logits[1:], made(ids[1:])[0])
+    near(logits[:1], made(ids, state)[0][:1])
 
 
 def test_sizes_are_counted() -> None:
@@ -114,7 +115,7 @@ def test_the_feed_forward_is_a_multiple_of_8(expansion: float, dim: int, hidden:
     assert dict(made.named_parameters())["blocks.0.feed_forward.1.out.weight"].shape == (dim, hidden)
 
 
-def test_no_feed_forward() -> None:
+def test_a_model_without_feed_forward_layers() -> None:
     made = model(depth=1, feed_forward=0)
     assert made.num_parameters() == VOCAB * DIM + 2 * DIM + DIM * DIM
 
@@ -175,7 +176,7 @@ def test_ids_of_any_integer_dtype(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_it_works_in_inference_mode_and_low_precision(dtype: torch.dtype) -> None:
+def test_a_model_works_in_inference_mode_and_low_precision(dtype: torch.dtype) -> None:
     made, ids = model().to(dtype), text(2, 5)
     with torch.inference_mode():
         logits, _ = made(ids)

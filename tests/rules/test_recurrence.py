@@ -1,4 +1,4 @@
-"""`memorize` against the literal recurrences of the papers, written out in numpy with nothing of the engine."""
+"""`memorize` equals the recurrence of Titans, written out in numpy without the engine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import memkit
+from compare import judged
 from memkit import MemoryState, Rule
 from recurrence import ACTIVATIONS, Array, Arrays, Memory, Norm, Result, recurrence
 
@@ -22,7 +23,7 @@ GATES = {"lr": "theta", "momentum": "eta", "decay": "alpha"}
 
 
 @dataclass
-class Case:
+class Inputs:
     """Inputs of `memorize`: tokens of every row and head, and a state with memories and momenta of their own."""
 
     rule: Rule
@@ -55,7 +56,7 @@ def gate(high: float, shape: tuple[int, int, int], g: torch.Generator, **exact: 
     return drawn
 
 
-def draw(rule: Rule, *, batch: int, tokens: int, heads: int, key: int, value: int, lr: float = 0.1) -> Case:
+def draw(rule: Rule, *, batch: int, tokens: int, heads: int, key: int, value: int, lr: float = 0.1) -> Inputs:
     g = torch.Generator().manual_seed(7)
 
     def normal(*shape: int) -> Tensor:
@@ -70,7 +71,7 @@ def draw(rule: Rule, *, batch: int, tokens: int, heads: int, key: int, value: in
         "decay": decay,
     }
     empty = memkit.init_state(rule, batch=batch, heads=heads, key_dim=key, value_dim=value, dtype=torch.double)
-    # Weights larger than at initialisation, other ones in every row, and a past surprise.
+    # Weights larger than at initialization, other ones in every row, and a past surprise.
     weights = {name: 1.5 * normal(*w.shape) / w.shape[-2] ** 0.5 for name, w in empty.weights.items()}
     state = replace(
         empty,
@@ -81,34 +82,25 @@ def draw(rule: Rule, *, batch: int, tokens: int, heads: int, key: int, value: in
         constants={name: normal(*x.shape) for name, x in empty.constants.items()},
     )
     q, k = (normal(*shape, key) / key**0.5 for _ in range(2))
-    return Case(rule, q, k, normal(*shape, value), gates, state)
-
-
-def assert_near(found: Tensor, reference: Array, what: str) -> None:
-    """|found - reference| <= 1e-10 (1 + max |reference|), over the whole tensor."""
-    assert found.shape == reference.shape, what
-    size = float(np.abs(reference).max())
-    assert 1e-3 < size < 1e3, f"{what}: the case is not fit to judge anything, max |reference| = {size:.1e}"
-    worst = float(np.abs(found.detach().numpy() - reference).max()) / (1 + size)
-    assert worst <= 1e-10, f"{what} differs by {worst:.1e} (1 + max |reference|)"
+    return Inputs(rule, q, k, normal(*shape, value), gates, state)
 
 
 def assert_equal(found: tuple[Tensor, MemoryState], references: list[Result]) -> None:
     """Compare with what the recurrence found for one row and head after the other."""
     y, state = found
 
-    def whole(parts: list[Array]) -> Array:
-        return np.stack(parts).reshape(y.shape[0], y.shape[2], *parts[0].shape)
+    def whole(parts: list[Array]) -> Tensor:
+        return torch.from_numpy(np.stack(parts)).unflatten(0, (y.shape[0], y.shape[2]))
 
-    assert_near(y.transpose(1, 2), whole([outputs for outputs, _, _ in references]), "y")
+    judged("y", y.transpose(1, 2), whole([outputs for outputs, _, _ in references]))
     for i, name in enumerate(state.weights):
-        assert_near(state.weights[name], whole([weights[i] for _, weights, _ in references]), name)
+        judged(name, state.weights[name], whole([weights[i] for _, weights, _ in references]))
         for slot in state.slots[name]:
-            assert_near(slot, whole([momenta[i] for _, _, momenta in references]), f"momentum of {name}")
+            judged(f"momentum of {name}", slot, whole([momenta[i] for _, _, momenta in references]))
 
 
 @cache
-def case_and_references(depth: int, activation: str, mini_batch: int, read: str) -> tuple[Case, list[Result]]:
+def case_and_references(depth: int, activation: str, mini_batch: int, read: str) -> tuple[Inputs, list[Result]]:
     rule = memkit.build(
         "rule", "titans", depth=depth, expansion=2, activation=activation, mini_batch=mini_batch, read=read
     )
@@ -227,4 +219,4 @@ def test_outer_gradients_are_those_of_the_recurrence(read: str, form: Form) -> N
             )
             reference[index] = total.imag / step
             array[index] = real
-        assert_near(grad.view(array.shape), reference, f"gradient of {name}")
+        judged(f"gradient of {name}", grad.view(array.shape), torch.from_numpy(reference))

@@ -1,4 +1,4 @@
-"""Rules of matrix memories inside of the mixer that makes their queries, keys, values and gates."""
+"""Rules of matrix memories inside the mixer that makes their queries, keys, values and gates."""
 
 from __future__ import annotations
 

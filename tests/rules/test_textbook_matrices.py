@@ -1,4 +1,4 @@
-"""Each rule of a matrix memory is its textbook recurrence: outputs, final state and gradients, in every form."""
+"""Each rule of a matrix memory equals its textbook recurrence: outputs, final state and gradients, in every form."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 import memkit
 import textbook
+from compare import judged
 from memkit import Rule
 from memkit.engine.inputs import gate_shape
 from memkit.parts.optimizer import momentum
@@ -93,7 +94,7 @@ SMALL = {"ttt_linear": 0.05, "kda with momentum": 0.3}
 """The lr of rules that would run away at the end of its range."""
 
 
-class Case:
+class Comparison:
     """Random tokens, gates inside their ranges with ends among them, and a memory that holds something."""
 
     def __init__(self, name: str) -> None:
@@ -154,26 +155,17 @@ class Case:
         return list(torch.autograd.grad(results, list(self.leaves.values()), directions))
 
 
-def assert_near(found: Tensor, reference: Tensor, what: str) -> None:
-    """|found - reference| <= 1e-10 max |reference|, over the whole tensor."""
-    assert found.shape == reference.shape, what
-    size = float(reference.detach().abs().max())
-    assert 1e-3 < size < 1e4, f"{what}: the case is not fit to judge anything, max |reference| = {size:.1e}"
-    worst = float((found - reference).detach().abs().max()) / size
-    assert worst <= 1e-10, f"{what} differs by {worst:.1e} of max |reference|"
-
-
 @pytest.mark.parametrize("name", BOOKS)
 def test_a_rule_is_its_textbook_recurrence(name: str) -> None:
-    case = Case(name)
+    case = Comparison(name)
     reference = case.theirs()
     slopes = case.gradients(reference)
     for form in forms(case.rule):
         found = case.ours(form)
         for what, a, b in zip(("y", "the final matrix"), found, reference, strict=True):
-            assert_near(a, b, f"{form}: {what}")
+            judged(f"{form}: {what}", a, b)
         for leaf, a, b in zip(case.leaves, case.gradients(found), slopes, strict=True):
-            assert_near(a, b, f"{form}: the gradient of {leaf}")
+            judged(f"{form}: the gradient of {leaf}", a, b)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +173,7 @@ def test_a_rule_is_its_textbook_recurrence(name: str) -> None:
     [("linear_attention", {"lr": [1.0, 1.0]}), ("retnet", {"lr": [1.0, 1.0], "decay": [1 / 32, 1 / 64]})],
 )
 def test_gates_left_out_are_those_of_the_paper(name: str, defaults: dict[str, list[float]]) -> None:
-    case = Case(name)
+    case = Comparison(name)
     q, k, v = (case.leaves[x] for x in "qkv")
     given = {key: torch.tensor(x).double().expand(BATCH, TOKENS, HEADS) for key, x in defaults.items()}
     found = [tensors(memkit.memorize(case.rule, q, k, v, gates, case.state)) for gates in (given, {})]

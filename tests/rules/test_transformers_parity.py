@@ -1,4 +1,4 @@
-"""Rules beside independent implementations: numbers kept from the torch code of transformers 5, in float32."""
+"""Rules beside independent implementations: numbers stored from the torch code of transformers 5, in float32."""
 
 from __future__ import annotations
 
