@@ -19,7 +19,8 @@ from architectures.uniform import uniform_model
 from memkit.checks import positive
 from memkit.mixers.base import Mixer, MixerState
 from memkit.mixers.local_memory import LocalMemory, Span
-from memkit.mixers.neural_memory import NeuralMemory, Products
+from memkit.mixers.neural_memory import NeuralMemory
+from memkit.mixers.runs import Products, RunSpec
 from memkit.mixers.specs import RuleSpec, every_so_often, one_each
 from memkit.registry import register, takes_options_of
 
@@ -44,7 +45,7 @@ class TNT(Mixer):
     the given one with `update_every` = C_G and read="before". shards: S, one local memory for each; C_L is the
     `mini_batch` of its rule, and stage 2 of the paper is further training with a smaller one. span: the keys that
     local queries are projected on; see `local_memory`. rule: of the global memory, and of the local ones unless
-    `local` names one for all or a list of one for each. products: as for `neural_memory`, for the local memories only;
+    `local` names one for all or a list of one for each. products, run: as for `neural_memory`, for local memories only;
     the global one has no mini-batches. Other options as for `neural_memory`, for all memories.
 
     Each memory has projections, gates and an output norm of its own; (7) writes one q, k and v for all.
@@ -65,6 +66,7 @@ class TNT(Mixer):
         rule: RuleSpec = "titans",
         local: RuleSpec | list[RuleSpec] | None = None,
         products: Products | None = None,
+        run: RunSpec | None = None,
         **memory: Any,
     ) -> None:
         positive("chunk", chunk)
@@ -75,7 +77,7 @@ class TNT(Mixer):
         self.whole = NeuralMemory(dim=dim, heads=heads, rule=coarse, **memory)
         rules = one_each(rule if local is None else local, len(shards), "shards")
         self.parts = nn.ModuleList(
-            LocalMemory(dim=dim, heads=heads, shard=shard, span=span, rule=one, products=products, **memory)
+            LocalMemory(dim=dim, heads=heads, shard=shard, span=span, rule=one, products=products, run=run, **memory)
             for shard, one in zip(shards, rules, strict=True)
         )
 

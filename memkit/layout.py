@@ -79,11 +79,7 @@ def without_periods(mask: Tensor | None, tokens: int, block_size: int) -> Layout
 
 def in_place(blocks: list[Block], valid: Tensor | None) -> Layout:
     """Return the layout with every token in its own slot."""
-    return Layout(blocks, valid, _same, _same)
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
+    return Layout(blocks, valid, lambda x: x, lambda x: x)
 
 
 def _cuts(start: int, stop: int, period: int, size: int, across: bool = False) -> list[Block]:
@@ -101,9 +97,7 @@ def _cuts(start: int, stop: int, period: int, size: int, across: bool = False) -
 
 def _decided(fact: bool) -> bool:
     """Return the fact as True or False: under torch.compile it may be a symbol, until a branch decides it."""
-    if fact:  # noqa: SIM103
-        return True
-    return False
+    return True if fact else False  # noqa: SIM210
 
 
 def _aligned(mask: Tensor, offset: Tensor, period: int, block_size: int, across: bool) -> Layout:

@@ -1,4 +1,4 @@
-"""`Run`: how a memory runs, beside which rule it is and which tokens it reads."""
+"""`Run`: options of how a memory runs, beside its rule and its tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORM_NAMES: tuple[str, ...] = FormName.__args__
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How `memorize` runs a rule: nothing here changes a rule's meaning, and only three options round the answer.
+    """Options of a run. None changes a rule's meaning; only `rounds`, `tolerance` and `products` round.
 
     form: "auto" takes the fastest exact form, or a form by name: "scan" (the definition, token by token), "fused"
         (blocks at once, as one node with a backward pass of its own), "dual" (the same blocks, as autograd sees them),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memkit.checks import divides, positive
-from memkit.engine import MemoryState, retrieve, state_from
+from memkit.engine import MemoryState, Run, retrieve, state_from
 from memkit.mixers.base import Mixer, MixerState
 from memkit.mixers.neural_memory import NeuralMemory
 from memkit.mixers.shards import in_shards
@@ -108,9 +108,9 @@ class LocalMemory(Mixer):
         where, q, span = (mask, state.offset, state.phase), tokens.q, state.span
         if span is not None:
             one = {"lr": torch.ones_like(q[..., 0])}
-            q, span = in_shards(SPAN, self.projected, Tokens(q, tokens.k, tokens.k, one), span, *where)
+            q, span = in_shards(SPAN, self.projected, Tokens(q, tokens.k, tokens.k, one), span, *where, Run())
         tokens = Tokens(q, tokens.k, tokens.v, self.memory.gates(x))
-        y, memory = in_shards(self.memory.rule, self.shard, tokens, state.memory, *where, self.memory.products)
+        y, memory = in_shards(self.memory.rule, self.shard, tokens, state.memory, *where, self.memory.run)
         counted = x.shape[1] if mask is None else mask.sum(1)
         known = mask is None and state.phase is not None
         phase = (state.phase + x.shape[1]) % self.shard if known else None  # type: ignore[operator]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from memkit.checks import divides, positive
 from memkit.engine import (
     MemoryState,
-    check_products,
     choose,
     in_groups,
     memorize,
@@ -24,12 +23,10 @@ from memkit.engine import (
 from memkit.mixers.base import Mixer, MixerState, no_segment
 from memkit.mixers.conv import ShortConv
 from memkit.mixers.gates import GateProjection
+from memkit.mixers.runs import Products, RunSpec, layer_run
 from memkit.mixers.specs import RuleSpec
 from memkit.registry import build, register
 from memkit.rule import Rule
-
-Products = Literal["bfloat16"]
-"""Dtypes for products in a memory's blocks, besides float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +66,8 @@ class NeuralMemory(Mixer):
     state every so many tokens, and run the tokens between again in the backward pass, projections included; gradients
     can then not be differentiated again, and under `torch.compile` everything is kept, as with None.
     products: "bfloat16" for products inside of blocks, for rules that allow it (see `memorize`); the state and its
-    sums stay in float32, as everything does with None, under autocast too.
+    sums stay in float32, as everything does with None, under autocast too. run: these two and the other options of
+    `memkit.Run`, as one or as a mapping such as `{"form": "step"}`; it says all of how the layer runs.
     The memory's initial weights are learned. Raises `ValueError` for sizes that do not fit.
     """
 
@@ -85,17 +83,17 @@ class NeuralMemory(Mixer):
         surprise_limit: float | None = None,
         recompute: int | None = None,
         products: Products | None = None,
+        run: RunSpec | None = None,
     ) -> None:
         positive("dim", dim)
-        if recompute is not None:
-            positive("recompute", recompute)
         divides("heads", heads, "dim", dim)
         super().__init__(dim)
         made: Rule = build("rule", rule)
         if surprise_limit is not None:
             made = replace(made, surprise_limit=surprise_limit)
-        self.rule, self.heads, self.width, self.recompute = made, heads, dim // heads, recompute
-        self.products = _product_dtype(products, made)
+        self.rule, self.heads, self.width = made, heads, dim // heads
+        how = layer_run(made, run, recompute, products)
+        self.run, self.recompute = replace(how, recompute=None), how.recompute  # the layer recomputes, not its memory
         self.qkv = Projection(dim, (1 + 2 * made.pairs) * dim, conv)
         self.gates = GateProjection(dim, heads, self.width, self.width, made)
         self.key_dim = prepared_key_dim(made, self.width, self.width)
@@ -146,7 +144,7 @@ class NeuralMemory(Mixer):
         """Run `mix(x, state, mask, write)`, recomputed if this layer is; `mix` uses only this layer's parameters."""
         if self.recompute is None or x.shape[1] == 0 or torch.compiler.is_compiling():
             return mix(x, state, mask, write)
-        choose(self.rule, "auto", x.shape[1])  # warns once for all tokens, not per group
+        choose(self.rule, self.run.form, x.shape[1])  # warns once for all tokens, not per group
 
         def group(given: Any, state: Any) -> tuple[Tensor, Any]:
             return mix(given[0], state, given[1], write)
@@ -159,7 +157,7 @@ class NeuralMemory(Mixer):
         q, k, v, tail = self.project(x, state.tail, mask)
         memory = state.memory
         if write:
-            y, memory = memorize(self.rule, q, k, v, self.gates(x), memory, mask=mask, products=self.products)
+            y, memory = memorize(self.rule, q, k, v, self.gates(x), memory, mask=mask, run=self.run)
         else:
             y = retrieve(self.rule, memory, q)
         return self.read_out(x, y), replace(state, tail=tail, memory=memory)
@@ -196,15 +194,6 @@ def _initial_weights(rule: Rule, heads: int, key_dim: int, value_dim: int) -> di
     last = list(weights)[-1]
     weights[last] *= 0.0 if len(weights) == 1 else 0.1
     return {name: nn.Parameter(weight) for name, weight in weights.items()}
-
-
-def _product_dtype(products: str | None, rule: Rule) -> torch.dtype | None:
-    if products is None:
-        return None
-    if products != "bfloat16":
-        raise ValueError(f"products must be 'bfloat16', or None, which multiplies in float32; got {products!r}.")
-    check_products(rule, "auto", torch.bfloat16)
-    return torch.bfloat16
 
 
 def unit(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memkit.alignment import align
-from memkit.engine import MemoryState, fresh_state, memorize
+from memkit.engine import MemoryState, Run, fresh_state, memorize
 from memkit.rule import Rule, Tokens
 from memkit.state import map_tensors
 
@@ -25,12 +25,12 @@ def in_shards(
     mask: Tensor | None,
     offset: Tensor,
     phase: int | None,
-    products: torch.dtype | None = None,
+    run: Run,
 ) -> tuple[Tensor, MemoryState]:
     """Run `memorize`, with each row's memory reset to `state.initial` after every `shard` valid tokens.
 
     tokens: q, k, v `[B, T, H, ...]` and gates, T >= 1. offset `[B]`: valid tokens since the last reset, modulo
-    `shard`; phase: the same as an integer if all rows are known to agree, else None. products: as for `memorize`.
+    `shard`; phase: the same as an integer if all rows are known to agree, else None. run: as for `memorize`.
     Returns y `[B, T, H, V]` and the state, already reset in rows with a complete shard.
     """
     length, offset = tokens.k.shape[1], offset % shard
@@ -38,9 +38,9 @@ def in_shards(
     most = shard - 1 if phase is None else phase  # most tokens in the running shard so far
     shards = -(-(most + length) // shard)
     if shards == 1:
-        y, state = memorize(rule, *tokens, state, mask=mask, products=products)
+        y, state = memorize(rule, *tokens, state, mask=mask, run=run)
     else:
-        y, state = _side_by_side(rule, shard, shards, tokens, state, mask, offset, phase, products)
+        y, state = _side_by_side(rule, shard, shards, tokens, state, mask, offset, phase, run)
     return y, _restarted(rule, shard, state, length, mask, offset, phase)
 
 
@@ -53,7 +53,7 @@ def _side_by_side(
     mask: Tensor | None,
     offset: Tensor,
     phase: int | None,
-    products: torch.dtype | None,
+    run: Run,
 ) -> tuple[Tensor, MemoryState]:
     """Run the shards `[B, shards]` as rows `[B * shards]`, and keep the state of the last one with a token."""
     batch, length = tokens.k.shape[:2]
@@ -61,13 +61,13 @@ def _side_by_side(
     rows = state.map(lambda x: x.repeat_interleave(shards, 0)).reset(row % shards > 0, rule)
     if mask is None and phase == 0 and length == shards * shard:
         q, k, v, gates = map_tensors(lambda x: _fold(x, shard), tokens)
-        y, rows = memorize(rule, q, k, v, gates, rows, products=products)
+        y, rows = memorize(rule, q, k, v, gates, rows, run=run)
         last = row[shards - 1 :: shards]  # an index copies; a slice would keep every shard's memory alive
         return y.unflatten(0, (batch, shards)).flatten(1, 2), rows.select(last)
     valid = torch.ones(batch, length, dtype=torch.bool, device=offset.device) if mask is None else mask
     grid = align(valid, offset, shards * shard)
     q, k, v, gates = map_tensors(lambda x: _fold(grid.to_slots(x), shard), tokens)
-    y, rows = memorize(rule, q, k, v, gates, rows, mask=_fold(grid.valid, shard), products=products)
+    y, rows = memorize(rule, q, k, v, gates, rows, mask=_fold(grid.valid, shard), run=run)
     y = grid.to_tokens(y.unflatten(0, (batch, shards)).flatten(1, 2))
     last = (offset + valid.sum(1) - 1).clamp(min=0) // shard
     return y, rows.select(row[::shards] + last)

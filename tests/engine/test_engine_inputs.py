@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import memkit
+from compare import near
 from memkit import Rule
+from memkit.state import tensors
 from small_memory import BATCH, HEADS, TOKENS, WIDTH, Case, titans
 
 RULE = titans()
@@ -192,3 +194,25 @@ def test_building_a_rule_names_the_mistake(options: dict[str, Any], message: str
 def test_a_rule_without_meaning_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(RULE, **change)
+
+
+def test_a_run_stands_for_its_fields() -> None:
+    run = memkit.Run(form="dual", block_size=3)
+    expected = Case().memorize(form="dual", block_size=3)
+    for found, wanted in zip(tensors(Case().memorize(run=run)), tensors(expected), strict=True):
+        assert torch.equal(found, wanted)
+    for found, wanted in zip(Case().observe(run=run)[:2], Case().observe(form="dual")[:2], strict=True):
+        near(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"run": memkit.Run(), "form": "dual"}, r"cannot be combined with form=\. Put them into memkit\.Run"),
+        ({"run": memkit.Run(), "recompute": 3, "block_size": 2}, "combined with block_size=, recompute="),
+        ({"run": {"form": "dual"}}, r"run must be a memkit\.Run; got \{'form': 'dual'\}"),
+    ],
+)
+def test_a_run_beside_its_fields_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Case().memorize(**options)

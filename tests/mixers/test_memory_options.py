@@ -85,7 +85,7 @@ def test_memories_multiply_in_bfloat16(name: str) -> None:
     assert [x.shape for x in rounded] == [x.shape for x in exact]
     a, b = (torch.cat([x.flatten() for x in found]) for found in (rounded, exact))
     assert 1e-5 < float((a - b).norm() / b.norm()) < 0.05
-    given = [memory for memory in memories(build(name, products="bfloat16")) if memory.products == torch.bfloat16]
+    given = [memory for memory in memories(build(name, products="bfloat16")) if memory.run.products == torch.bfloat16]
     assert len(given) == (4 if name == "tnt" else 2)  # tnt: of two layers, the two local memories each
 
 
@@ -98,6 +98,31 @@ def test_memories_multiply_in_bfloat16(name: str) -> None:
     ],
 )
 def test_products_that_do_not_fit(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(name, **options)
+
+
+@in_mini_batches
+@pytest.mark.parametrize("run", [{"form": "scan"}, memkit.Run(form="scan")], ids=["mapping", "Run"])
+def test_a_run_reaches_every_memory_and_changes_no_number(name: str, run: Any) -> None:
+    runs = [memory.run for memory in memories(build(name, run=run))]
+    assert runs.count(memkit.Run(form="scan")) == (4 if name == "tnt" else 2)  # tnt: the local memories
+    near(outcome(name, torch.double, run=run), outcome(name, torch.double))
+
+
+@in_mini_batches
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"run": {"fomr": "scan"}}, "a run has no option 'fomr'. Did you mean 'form'"),
+        ({"run": {"form": "duel"}}, "unknown form 'duel'. Did you mean 'dual'"),
+        ({"run": {"form": "solve"}, "rule": RULE}, "has no solve form: its memory is not a single matrix"),
+        ({"run": {"products": "bf16"}}, "products must be 'bfloat16', or None"),
+        ({"run": {"block_size": 4}, "recompute": 3}, "put recompute into it"),
+        ({"run": "scan"}, "option 'run' = 'scan' does not fit"),
+    ],
+)
+def test_a_run_that_does_not_fit(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(name, **options)
 

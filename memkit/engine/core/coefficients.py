@@ -32,7 +32,7 @@ class Steps(NamedTuple):
 
     @property
     def per_key(self) -> bool:
-        """Whether every key channel has numbers of its own."""
+        """True if every key channel has numbers of its own."""
         return self.write.dim() == 4
 
     def cut(self, lengths: list[int]) -> list[Steps]:
@@ -49,7 +49,7 @@ class Steps(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """How a number depends on the block's past, per token.
+    """Dependence of a number on the block's past, per token.
 
     carry `[..., L, n]`: on (weight, slots) at the block's start, P; write `[..., L, L]`: on each write, C.
     """
@@ -93,10 +93,7 @@ def scale(numbers: Tensor, x: Tensor) -> Tensor:
 
 
 def probe(rule: Rule, tokens: Tokens, valid: Tensor | None) -> Steps:
-    """Feed the update and the gradient point with units, at the gates of tokens `[N, L, ...]`.
-
-    A token with `valid` `[N, L]` False changes nothing: its A is the identity and its b is 0.
-    """
+    """Feed units to update and gradient point, at gates `[N, L, ...]`; `valid` `[N, L]` False: A = identity, b = 0."""
     per_key = any(gate.per == "key" for gate in rule.weight_gates)
     like = tokens.k if per_key else tokens.k[..., 0]
     gates = {

@@ -19,7 +19,7 @@ def layout(rule: Rule, place: Place, block_size: int) -> Layout:
 
 
 def why_blocks(rule: Rule) -> str:
-    """Which tokens of a rule run at once, and why."""
+    """Tokens of a rule that run at once, and the reason, for `explain`."""
     if not rule.sees_weights:
         return "its gradient does not see the weights, so blocks of any size run at once."
     return (
@@ -29,7 +29,7 @@ def why_blocks(rule: Rule) -> str:
 
 
 def in_parallel(rule: Rule) -> bool:
-    """Whether several tokens of a block run at once; no form does better with an online Omega rule."""
+    """True if several tokens of a block run at once; no form does better with an online Omega rule."""
     return not online(rule) or rule.window > 1
 
 
