@@ -1,4 +1,4 @@
-"""A language model of any mixers in any order: what every other architecture is a case of."""
+"""A language model of any mixers in any order, the general case of every other architecture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def hybrid(
     feed_forward: float = 8 / 3,
     checkpoint: bool = False,
 ) -> LanguageModel:
-    """A model whose layer i is mixer `pattern[i % len(pattern)]`.
+    """Build a model with mixer `pattern[i % len(pattern)]` in layer i.
 
         build("architecture", "hybrid", vocab_size=256, depth=6,
               pattern=["mamba2", "mamba2", {"name": "sliding_window", "window": 128}])
@@ -28,7 +28,7 @@ def hybrid(
     Each entry is a mixer's name or a mapping of its name and options. Every mixer gets `dim`, and `heads`
     if it takes it and its entry does not set it. depth is one turn of the pattern unless given;
     feed_forward and checkpoint are those of `LanguageModel`. Raises `ValueError` for sizes below 1, an
-    empty pattern, and whatever a mixer refuses; nothing is built before all of it is checked.
+    empty pattern, and any error of a mixer; everything is checked before anything is built.
     """
     positive("vocab_size", vocab_size)
     positive("dim", dim)

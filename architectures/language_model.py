@@ -33,12 +33,12 @@ class ModelState(State):
 
     @property
     def segment(self) -> Tensor:
-        """The document that each row is in, `[B]`; -1 before the first."""
+        """Each row's document `[B]`; -1 before the first."""
         return self.layers[0].segment
 
 
 class SwiGLU(nn.Module):
-    """`out(silu(gate(x)) * up(x))` (Shazeer 2020, eq. 6), hidden width `expansion * dim` in eights."""
+    """`out(silu(gate(x)) * up(x))` (Shazeer 2020, eq. 6), hidden width `expansion * dim` rounded up to eights."""
 
     def __init__(self, dim: int, expansion: float, residual_scale: float) -> None:
         super().__init__()
@@ -82,8 +82,8 @@ class LanguageModel(nn.Module):
 
     `model(ids, state=None, *, mask=None, segment_ids=None, write=True) -> (logits, state)`
 
-    ids `[B, T]` integers below `vocab_size`, logits `[B, T, vocab]`, any T >= 0. The mask, documents and
-    `write` mean what they mean to a `Mixer`, and any cut of a sequence into calls gives the same logits.
+    ids `[B, T]` integers below `vocab_size`, logits `[B, T, vocab]`, any T >= 0. Mask, documents and
+    `write` are as for a `Mixer`, and any cut of a sequence into calls gives the same logits.
 
     feed_forward is the SwiGLU's width in multiples of `dim`, rounded up to a multiple of 8; 0 for none.
     With `checkpoint=True` each block is computed again in the backward pass instead of being kept.
@@ -111,29 +111,29 @@ class LanguageModel(nn.Module):
                 )
         self.vocab_size, self.dim, self.depth, self.checkpoint = vocab_size, dim, len(mixers), checkpoint
         self.embedding = nn.Embedding(vocab_size, dim)
-        # Tokens must stay audible beside what the first mixers add, and logits begin within one nat of uniform.
+        # Tokens must stay audible beside the output of the first mixers, and logits begin within one nat of uniform.
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
         scale = (2 * len(mixers)) ** -0.5  # 2 residual branches a layer keep the stream's variance near 1
         self.blocks = nn.ModuleList(Block(mixer, feed_forward, scale) for mixer in mixers)
         self.norm = nn.RMSNorm(dim, eps=NORM_EPS)
 
     def init_state(self, batch: int) -> ModelState:
-        """The state before the first token, for `batch` rows."""
+        """Return the state before the first token, for `batch` rows."""
         not_negative("batch", batch)
         return ModelState(layers=tuple(mixer.init_state(batch) for mixer in self.mixers))
 
     def reset(self, state: ModelState, rows: Tensor) -> ModelState:
-        """Start the rows marked True `[B]` afresh."""
+        """Reset the rows marked True `[B]`."""
         pairs = zip(self.mixers, state.layers, strict=True)
         return ModelState(layers=tuple(mixer.reset(layer, rows) for mixer, layer in pairs))
 
     def state_bytes(self, tokens: int) -> int:
-        """Bytes of one row's state after `tokens` tokens."""
+        """Return the bytes of one row's state after `tokens` tokens."""
         not_negative("tokens", tokens)
         return sum(mixer.state_bytes(tokens) for mixer in self.mixers)
 
     def num_parameters(self) -> int:
-        """Number of weights; the head is the embedding and counts once."""
+        """Return the number of weights; the head is the embedding and counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
@@ -152,7 +152,7 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, ModelState]:
         """Return logits `[B, T, vocab]`, 0 at masked tokens, and the next state.
 
-        mask `[B, T]` bool: False marks a token that never was. segment_ids `[B, T]` >= 0: a change, also from one
+        mask `[B, T]` bool: False hides a token completely. segment_ids `[B, T]` >= 0: a change, also from one
         call to the next, starts a new document. write=False reads the memories and does not write to them.
 
         Raises `ValueError` for ids that are not `[B, T]` integers of the vocabulary, and for a mask,
@@ -176,8 +176,8 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, ModelState]:
         """Continue ids `[B, T]`, T >= 1, by `max_new_tokens` tokens.
 
-        Returns ids `[B, T + max_new_tokens]`, the given ones first, and the state that has read all of
-        them BUT THE LAST, so that the last column is what comes next:
+        Returns ids `[B, T + max_new_tokens]`, the given ones first, and the state after all of them BUT THE
+        LAST, so that the last column comes next:
 
             ids, state = model.generate(prompt)
             more, state = model.generate(ids[:, -1:], state=state)      # the same as one longer call
@@ -186,7 +186,7 @@ class LanguageModel(nn.Module):
         temperature), among the `top_k` likeliest if given. Prompts of unequal lengths are padded on the
         left, with `mask` `[B, T]` False there. Runs without gradients and in eval mode, and leaves every
         module's mode as it was. Raises `ValueError` for bad ids, an empty prompt and bad options, and
-        `DivergedError`, with what was made until then, where numbers are not finite.
+        `DivergedError`, with all tokens until then, for numbers that are not finite.
         """
         not_negative("max_new_tokens", max_new_tokens)
         in_range("temperature", temperature, 0)
@@ -208,7 +208,7 @@ class LanguageModel(nn.Module):
                 valid = None if mask is None else mask[:, :-1]
                 state = self._hidden(unread[:, :-1], state, valid, None, True)[1]
             whole = torch.cat(text, 1)
-            # Looked at once and here: a look waits for the device, which would be idle after every token.
+            # One look, here: each waits for the device, and would leave it idle after every token.
             if not bool(torch.stack([*finite, all_finite(state)]).all()):
                 raise generation_error(
                     self, whole[:, :-1], begun, None if mask is None else mask[:, : whole.shape[1] - 1]
@@ -218,11 +218,11 @@ class LanguageModel(nn.Module):
     def _hidden(
         self, ids: Tensor, state: ModelState | None, mask: Tensor | None, segments: Tensor | None, write: bool
     ) -> tuple[Tensor, ModelState]:
-        """Everything but the head: ids `[B, T]` -> x `[B, T, D]`, 0 at masked tokens.
+        """Run everything but the head: ids `[B, T]` -> x `[B, T, D]`, 0 at masked tokens.
 
-        Without a state each block begins its own, when it runs: where weights are sharded, that is when it has them.
+        Without a state each block begins its own as it runs: sharded weights are there only then.
         """
-        ids = ids if mask is None else ids.masked_fill(~mask, 0)  # whatever stands there is not looked up
+        ids = ids if mask is None else ids.masked_fill(~mask, 0)  # ids at masked tokens are not looked up
         x, layers = self.embedding(ids), []
         begun = [None] * self.depth if state is None else state.layers
         for block, layer in zip(self.blocks, begun, strict=True):
@@ -251,7 +251,7 @@ class LanguageModel(nn.Module):
                 raise ValueError(f"the state has {len(state.layers)} layers and the model {self.depth}. {use}")
             for mixer, layer in zip(self.mixers, state.layers, strict=True):
                 mixer.check_state(layer, ids.shape[0])
-        # Elsewhere than on the CPU a look at the ids would wait for the device, at every token of a decoder.
+        # Except on the CPU, a look at the ids would wait for the device, at every token of a decoder.
         if ids.device.type != "cpu" or torch.compiler.is_compiling():
             return
         real = ids if mask is None else ids[mask]
@@ -260,7 +260,7 @@ class LanguageModel(nn.Module):
             if low < 0 or high >= self.vocab_size:
                 raise ValueError(
                     f"ids must lie in 0..{self.vocab_size - 1}; got {low if low < 0 else high}. "
-                    "Is this the tokeniser that the model was built for?"
+                    "Is this the tokenizer that the model was built for?"
                 )
 
 
@@ -276,10 +276,10 @@ def _check_prompt(ids: Tensor, mask: Tensor | None) -> None:
 
 
 def _choose(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    """The next token of each row: logits `[B, vocab]` -> `[B, 1]`."""
+    """Choose the next token of each row: logits `[B, vocab]` -> `[B, 1]`."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    # fp64 and the maximum taken off: no temperature overflows; and what is not finite is told later, not by the draw.
+    # fp64 minus the maximum: no temperature overflows. Numbers that are not finite are reported later, not by the draw.
     logits = logits.nan_to_num()
     logits = (logits.double() - logits.amax(-1, keepdim=True).double()) / temperature
     if top_k is None:
@@ -290,7 +290,7 @@ def _choose(logits: Tensor, temperature: float, top_k: int | None, generator: to
 
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluate, then give every module its own mode back: part of a model may be frozen in eval."""
+    """Switch to eval mode, then restore every module's own: part of a model may be frozen in eval."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

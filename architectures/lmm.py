@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from architectures.language_model import LanguageModel
-from architectures.titans import titans_model
-from memkit.mixers.neural_memory import NeuralMemory, Products
-from memkit.mixers.specs import RuleSpec
-from memkit.registry import register
+from architectures.uniform import uniform_model
+from memkit.mixers.neural_memory import NeuralMemory
+from memkit.registry import register, takes_options_of
 
 
 @register("architecture", "lmm")
-def lmm(
-    *,
-    vocab_size: int,
-    dim: int = 128,
-    depth: int = 4,
-    heads: int = 4,
-    persistent: int = 4,
-    rule: RuleSpec = "titans",
-    conv: int = 4,
-    surprise_limit: float | None = None,
-    recompute: int | None = None,
-    products: Products | None = None,
-    feed_forward: float = 8 / 3,
-    checkpoint: bool = False,
-) -> LanguageModel:
-    """Titans without attention: the neural memory is the only thing that mixes tokens.
+@takes_options_of(uniform_model, NeuralMemory)
+def lmm(**options: Any) -> LanguageModel:
+    """Titans without attention: only the neural memory mixes tokens.
 
-    rule, conv, surprise_limit, recompute, products: as for the mixer `neural_memory`. persistent: learned tokens in
-    front of every layer, 0 for none. feed_forward, checkpoint: as for `LanguageModel`, a SwiGLU's width in multiples
-    of dim, and whether blocks are computed again in the backward pass instead of being kept.
+    persistent: learned tokens in front of every layer, 0 for none. feed_forward: width of each SwiGLU in multiples of
+    dim. checkpoint: compute layers again in the backward pass instead of keeping them. Others: as for the mixer
+    `neural_memory`.
     """
-    mixers = [
-        NeuralMemory(
-            dim=dim,
-            heads=heads,
-            rule=rule,
-            conv=conv,
-            surprise_limit=surprise_limit,
-            recompute=recompute,
-            products=products,
-        )
-        for _ in range(depth)
-    ]
-    return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)
+    return uniform_model(NeuralMemory, **options)

@@ -1,9 +1,8 @@
-"""Memory as a Context (Titans 4.1, eq. 21-25): attention over [persistent | what the memory recalls | segment].
+"""Memory as a Context (Titans 4.1, eq. 21-25): attention over [persistent | recalled from the memory | segment].
 
-Per segment: read the memory as it was when the segment began, attend, write what attention said, read
-again, gate. It is causal at every token, which the equations leave open: h_j comes from token j's query,
-so token i sees h_j for j <= i only, and its second read sees the memory as of token i, not as of the
-segment's end.
+Per segment: read the memory of the segment's start, attend, write the attention's output, read again, gate. The
+equations leave causality open; here every token is causal: h_j comes from token j's query, so token i sees h_j for
+j <= i only, and its second read sees the memory as of token i, not as of the segment's end.
 """
 
 from __future__ import annotations
@@ -16,26 +15,25 @@ from torch import Tensor, nn
 
 from architectures.language_model import LanguageModel
 from architectures.mag import Gating
-from architectures.titans import titans_model
+from architectures.uniform import uniform_model
 from memkit.checks import positive
 from memkit.engine import MemoryState
 from memkit.layout import Block, lay_out
 from memkit.mixers.attention import attend
 from memkit.mixers.base import Mixer, MixerState
-from memkit.mixers.neural_memory import NeuralMemory, NeuralMemoryState, Products, Projection
+from memkit.mixers.neural_memory import NeuralMemory, NeuralMemoryState, Projection
 from memkit.mixers.rope import Rotary
-from memkit.mixers.specs import RuleSpec
-from memkit.registry import register
+from memkit.registry import register, takes_options_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class MACState(MixerState):
-    """What a MAC layer keeps.
+    """State of a MAC layer.
 
-    memory: the memory now; start: as it was when the segment began. tail: the recalling query's convolution.
+    memory: the memory now; start: the memory at the segment's start. tail: the recalling query's convolution.
     prefix_keys, prefix_values `[B, H, P, K]`: the persistent tokens. keys, values `[B, H, 2, C, K]`: of the
     running segment, recalled (0) and own (1) at each of its C slots; keys are rotated by their slots.
-    offset `[B]`: slots used; phase: the same while all rows agree without looking, else None.
+    offset `[B]`: slots in use; phase: the same as an integer if all rows are known to agree, else None.
     """
 
     memory: NeuralMemoryState
@@ -50,51 +48,33 @@ class MACState(MixerState):
 
 
 @register("mixer", "mac")
+@takes_options_of(NeuralMemory)
 class MemoryAsContext(Mixer):
-    """Attention within segments of `segment` tokens, whose long past is what the memory recalls of it.
+    """Attention within segments of `segment` tokens, with the long past recalled from the memory.
 
-    Options as for `neural_memory`, and the segment. The memory is called once a segment, so `recompute` groups the
+    Options as for `neural_memory`, and the segment. The memory is called once per segment, so `recompute` groups the
     tokens of a segment at most, and attention is kept. Raises `ValueError` for sizes that do not fit.
     """
 
     state_type = MACState
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        heads: int = 4,
-        segment: int = 64,
-        rule: RuleSpec = "titans",
-        conv: int = 4,
-        surprise_limit: float | None = None,
-        recompute: int | None = None,
-        products: Products | None = None,
-    ) -> None:
+    def __init__(self, *, dim: int, heads: int = 4, segment: int = 64, **memory: Any) -> None:
         positive("segment", segment)
         super().__init__(dim)
         self.heads, self.segment = heads, segment
-        self.memory = NeuralMemory(
-            dim=dim,
-            heads=heads,
-            rule=rule,
-            conv=conv,
-            surprise_limit=surprise_limit,
-            recompute=recompute,
-            products=products,
-        )
-        self.recalling = Projection(dim, dim, conv)
+        self.memory = NeuralMemory(dim=dim, heads=heads, **memory)
+        self.recalling = Projection(dim, dim, self.memory.qkv.conv.width)
         self.rotary = Rotary(dim // heads)
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_kv = nn.Linear(dim, 2 * dim, bias=False)
         self.to_out = nn.Linear(dim, dim, bias=False)
         self.norm = nn.RMSNorm(dim, eps=1e-6)
         self.gating = Gating(dim)
-        with torch.no_grad():  # ask the memory in the language in which it starts to be written
+        with torch.no_grad():  # the memory's queries start equal to its own query projection
             self.recalling.linear.weight.copy_(self.memory.qkv.linear.weight[:dim])
 
     def init_state(self, batch: int) -> MACState:
-        """The memory at its start, in a segment of which no slot is used."""
+        """Return the memory at its start, with an empty segment."""
         memory = self.memory.init_state(batch)
         weight, width = self.to_kv.weight, self.dim // self.heads
         empty = weight.new_zeros(batch, self.heads, 2, self.segment, width)
@@ -112,12 +92,12 @@ class MemoryAsContext(Mixer):
         )
 
     def begin(self, tokens: Tensor) -> MACState:
-        """Persistent tokens are seen by every token and have no position (eq. 22); the memory does not read them."""
+        """Show persistent tokens to every token, without a position (eq. 22); the memory does not read them."""
         keys, values = self._keys_values(tokens[None])
         return replace(self.init_state(1), prefix_keys=keys, prefix_values=values)
 
     def check_state(self, state: Any, batch: int) -> None:
-        """Refuse a state of other segments too; the memory looks at its own."""
+        """Refuse a state of other segments too; the memory checks its own."""
         super().check_state(state, batch)
         if state.keys.shape[3] != self.segment:
             raise ValueError(
@@ -126,7 +106,7 @@ class MemoryAsContext(Mixer):
             )
 
     def mix(self, x: Tensor, state: MACState, mask: Tensor | None, write: bool) -> tuple[Tensor, MACState]:
-        """One document piece; see `Mixer`."""
+        """Map one piece of a document; see `Mixer`."""
         tokens = x.shape[1]
         if tokens == 0:
             return x, state
@@ -150,7 +130,7 @@ class MemoryAsContext(Mixer):
     def _within_segment(
         self, x: Tensor, queries: Tensor, block: Block, valid: Tensor | None, state: MACState, write: bool
     ) -> tuple[Tensor, MACState]:
-        """Tokens x `[B, L, D]` of one segment, from slot `block.slot` on."""
+        """Map tokens x `[B, L, D]` of one segment, from slot `block.slot` on."""
         start = state.start
         if isinstance(block.begins, Tensor):
             start = start.merge(block.begins, state.memory.memory)
@@ -184,7 +164,7 @@ class MemoryAsContext(Mixer):
         return found[0], found[1]
 
     def _attend(self, x: Tensor, slot: Tensor, keys: Tensor, values: Tensor, state: MACState) -> Tensor:
-        """Token i sees all persistent tokens, and h_j and x_j at slots j <= i."""
+        """Attend: token i sees all persistent tokens, and h_j and x_j at slots j <= i."""
         q = self.rotary(self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2), slot)
         seen = torch.arange(self.segment, device=x.device) <= slot[..., None]
         always = seen.new_ones(*seen.shape[:2], state.prefix_keys.shape[2])
@@ -194,46 +174,17 @@ class MemoryAsContext(Mixer):
         return self.to_out(attend(q, k, v, visible).transpose(1, 2).flatten(2))
 
     def _keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values `[B, H, T, K]`."""
+        """Return keys and values `[B, H, T, K]`."""
         k, v = self.to_kv(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return k, v
 
 
 @register("architecture", "mac")
-def mac(
-    *,
-    vocab_size: int,
-    dim: int = 128,
-    depth: int = 4,
-    heads: int = 4,
-    segment: int = 64,
-    persistent: int = 4,
-    rule: RuleSpec = "titans",
-    conv: int = 4,
-    surprise_limit: float | None = None,
-    recompute: int | None = None,
-    products: Products | None = None,
-    feed_forward: float = 8 / 3,
-    checkpoint: bool = False,
-) -> LanguageModel:
-    """Titans, memory as a context: attention over what the memory recalls and the segment, in every layer.
+@takes_options_of(uniform_model, MemoryAsContext)
+def mac(**options: Any) -> LanguageModel:
+    """Titans, memory as a context: attention over the segment and the memory's recall of it, in every layer.
 
-    segment: tokens that attention sees at most. rule, conv, surprise_limit, recompute, products: as for the mixer
-    `neural_memory`; recompute counts anew in every segment, so one of `segment` or more is a segment's. persistent:
-    learned tokens in front of every layer, 0 for none. feed_forward, checkpoint: as for `LanguageModel`, a SwiGLU's
-    width in multiples of dim, and whether blocks are computed again in the backward pass instead of being kept.
+    persistent: learned tokens in front of every layer, 0 for none. feed_forward: width of each SwiGLU in multiples of
+    dim. checkpoint: compute layers again in the backward pass instead of keeping them. Others: as for the mixer `mac`.
     """
-    mixers = [
-        MemoryAsContext(
-            dim=dim,
-            heads=heads,
-            segment=segment,
-            rule=rule,
-            conv=conv,
-            surprise_limit=surprise_limit,
-            recompute=recompute,
-            products=products,
-        )
-        for _ in range(depth)
-    ]
-    return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)
+    return uniform_model(MemoryAsContext, **options)

@@ -8,20 +8,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from architectures.language_model import LanguageModel
-from architectures.titans import titans_model
+from architectures.uniform import uniform_model
 from memkit.mixers.attention import SlidingWindowAttention
 from memkit.mixers.base import Mixer, MixerState
-from memkit.mixers.neural_memory import NeuralMemory, Products
-from memkit.mixers.specs import RuleSpec
-from memkit.registry import register
+from memkit.mixers.neural_memory import NeuralMemory
+from memkit.registry import register, takes_options_of
 
 
 class Gating(nn.Module):
-    """y (x) m, "any non-linear gating": y and m, normalised with learned vector weights, gate each other.
+    """y (x) m, "any non-linear gating": y and m, normalized with learned vector weights, gate each other.
 
-    The paper leaves the form open (4.2). Here it is y sigmoid(m) + m sigmoid(y), so that what the memory recalls
-    reaches the residual stream itself and not only as a factor of what attention says. The weights start
-    small enough for the tokens to stay audible beside it.
+    The paper leaves the form open (4.2). Here it is y sigmoid(m) + m sigmoid(y), so that the memory's output reaches
+    the residual stream itself, not only as a factor of the attention's. The weights start small enough for the tokens
+    to stay audible beside it.
     """
 
     def __init__(self, dim: int) -> None:
@@ -32,7 +31,7 @@ class Gating(nn.Module):
             nn.init.constant_(norm.weight, 0.3)
 
     def forward(self, core: Tensor, memory: Tensor) -> Tensor:
-        """Join what the core computed, `[B, T, D]`, and what the memory says, `[B, T, D]`."""
+        """Join the outputs of the core and of the memory, both `[B, T, D]`."""
         y, m = self.norm_core(core), self.norm_memory(memory)
         return y * m.sigmoid() + m * y.sigmoid()
 
@@ -46,88 +45,41 @@ class MAGState(MixerState):
 
 
 @register("mixer", "mag")
+@takes_options_of(NeuralMemory)
 class MemoryAsGate(Mixer):
     """o = SW-Attn(x) (x) M(x) (Titans eq. 27, 28). Options as for `neural_memory`, and the attention's window."""
 
     state_type = MAGState
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        heads: int = 4,
-        window: int = 64,
-        rule: RuleSpec = "titans",
-        conv: int = 4,
-        surprise_limit: float | None = None,
-        recompute: int | None = None,
-        products: Products | None = None,
-    ) -> None:
+    def __init__(self, *, dim: int, heads: int = 4, window: int = 64, **memory: Any) -> None:
         super().__init__(dim)
         self.attention = SlidingWindowAttention(dim=dim, heads=heads, window=window)
-        self.memory = NeuralMemory(
-            dim=dim,
-            heads=heads,
-            rule=rule,
-            conv=conv,
-            surprise_limit=surprise_limit,
-            recompute=recompute,
-            products=products,
-        )
+        self.memory = NeuralMemory(dim=dim, heads=heads, **memory)
         self.gating = Gating(dim)
 
     def init_state(self, batch: int) -> MAGState:
-        """Both branches at their start."""
+        """Return both branches at their start."""
         attention, memory = self.attention.init_state(batch), self.memory.init_state(batch)
         return MAGState(segment=memory.segment, attention=attention, memory=memory)
 
     def begin(self, tokens: Tensor) -> MAGState:
-        """Persistent tokens stay visible to the attention and are written to the memory (eq. 26)."""
+        """Keep persistent tokens visible to the attention and write them to the memory (eq. 26)."""
         attention, memory = self.attention.begin(tokens), self.memory.begin(tokens)
         return MAGState(segment=memory.segment, attention=attention, memory=memory)
 
     def mix(self, x: Tensor, state: MAGState, mask: Tensor | None, write: bool) -> tuple[Tensor, MAGState]:
-        """One document piece; see `Mixer`."""
+        """Map one piece of a document; see `Mixer`."""
         core, attention = self.attention(x, state.attention, mask=mask, write=write)
         memory_out, memory = self.memory(x, state.memory, mask=mask, write=write)
         return self.gating(core, memory_out), replace(state, attention=attention, memory=memory)
 
 
 @register("architecture", "mag")
-def mag(
-    *,
-    vocab_size: int,
-    dim: int = 128,
-    depth: int = 4,
-    heads: int = 4,
-    window: int = 64,
-    persistent: int = 4,
-    rule: RuleSpec = "titans",
-    conv: int = 4,
-    surprise_limit: float | None = None,
-    recompute: int | None = None,
-    products: Products | None = None,
-    feed_forward: float = 8 / 3,
-    checkpoint: bool = False,
-) -> LanguageModel:
+@takes_options_of(uniform_model, MemoryAsGate)
+def mag(**options: Any) -> LanguageModel:
     """Titans, memory as a gate: sliding-window attention gated by the memory, in every layer.
 
-    window: tokens that attention sees. rule, conv, surprise_limit, recompute, products: as for the mixer
-    `neural_memory`. persistent: learned tokens in front of every layer, 0 for none. feed_forward, checkpoint: as for
-    `LanguageModel`, a SwiGLU's width in multiples of dim, and whether blocks are computed again in the backward pass
-    instead of being kept.
+    persistent: learned tokens in front of every layer, 0 for none. feed_forward: width of each SwiGLU in multiples of
+    dim. checkpoint: compute layers again in the backward pass instead of keeping them. Others: as for the mixer `mag`.
     """
-    mixers = [
-        MemoryAsGate(
-            dim=dim,
-            heads=heads,
-            window=window,
-            rule=rule,
-            conv=conv,
-            surprise_limit=surprise_limit,
-            recompute=recompute,
-            products=products,
-        )
-        for _ in range(depth)
-    ]
-    return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)
+    return uniform_model(MemoryAsGate, **options)

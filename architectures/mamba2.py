@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from architectures.hybrid import hybrid
+from typing import Any
+
 from architectures.language_model import LanguageModel
-from memkit.registry import register
+from architectures.uniform import uniform_model
+from memkit.mixers.mamba2 import Mamba2
+from memkit.registry import register, takes_options_of
 
 
 @register("architecture", "mamba2")
-def mamba2(
-    *,
-    vocab_size: int,
-    dim: int = 128,
-    depth: int = 4,
-    heads: int = 4,
-    state: int = 64,
-    expand: int = 2,
-    conv: int = 4,
-    feed_forward: float = 8 / 3,
-    checkpoint: bool = False,
-) -> LanguageModel:
+@takes_options_of(uniform_model, Mamba2, but=("persistent",))
+def mamba2(**options: Any) -> LanguageModel:
     """A Mamba-2 layer in every block.
 
-    heads, state, expand, conv: as for the mixer `mamba2`. feed_forward, checkpoint: as for `LanguageModel`, a
-    SwiGLU's width in multiples of dim, and whether blocks are computed again in the backward pass instead of being
-    kept.
+    feed_forward: width of each SwiGLU in multiples of dim. checkpoint: compute layers again in the backward pass
+    instead of keeping them. Others: as for the mixer `mamba2`.
     """
-    return hybrid(
-        vocab_size=vocab_size,
-        pattern=[{"name": "mamba2", "state": state, "expand": expand, "conv": conv}],
-        dim=dim,
-        depth=depth,
-        heads=heads,
-        feed_forward=feed_forward,
-        checkpoint=checkpoint,
-    )
+    return uniform_model(Mamba2, persistent=0, **options)

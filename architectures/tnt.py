@@ -1,4 +1,4 @@
-"""TNT (arXiv 2511.07343): a global memory of large chunks, and local memories that start anew every shard.
+"""TNT (arXiv 2511.07343): a global memory of large chunks, and local memories reset at every shard.
 
     V_{(k+1) C_G} = V_{k C_G} - sum_{t in chunk k} eta_t grad L(f(V_{k C_G}, k_t), v_t)              (5)
     o_t = f(V_{t - t mod C_G}, q_t) + sum_i f(W^i_t, P^i_t q_t)                                      (7, appendix E)
@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from architectures.language_model import LanguageModel
-from architectures.titans import titans_model
+from architectures.uniform import uniform_model
 from memkit.checks import positive
 from memkit.mixers.base import Mixer, MixerState
 from memkit.mixers.local_memory import LocalMemory, Span
 from memkit.mixers.neural_memory import NeuralMemory, Products
 from memkit.mixers.specs import RuleSpec, every_so_often, one_each
-from memkit.registry import register
+from memkit.registry import register, takes_options_of
 
 CHUNK = 64
 SHARDS = (64,)
@@ -36,19 +36,20 @@ class TNTState(MixerState):
 
 
 @register("mixer", "tnt")
+@takes_options_of(NeuralMemory)
 class TNT(Mixer):
-    """What a global memory says of all chunks before this one, and local memories of this shard, added up.
+    """The sum of a global memory of all earlier chunks and of local memories of this shard.
 
     chunk: C_G, tokens per write of the global memory; its reads see the weights at the chunk's start, so its rule is
     the given one with `update_every` = C_G and read="before". shards: S, one local memory for each; C_L is the
-    `mini_batch` of its rule, and stage 2 of the paper is training on with a smaller one. span: the keys that local
-    queries are projected on; see `local_memory`. rule: of the global memory, and of the local ones unless `local`
-    names one for all or a list of one for each. products: as for `neural_memory`, for the local memories; the global
-    one does not write in mini-batches, which it is for. conv, surprise_limit, recompute: likewise, for all memories.
+    `mini_batch` of its rule, and stage 2 of the paper is further training with a smaller one. span: the keys that
+    local queries are projected on; see `local_memory`. rule: of the global memory, and of the local ones unless
+    `local` names one for all or a list of one for each. products: as for `neural_memory`, for the local memories only;
+    the global one has no mini-batches. Other options as for `neural_memory`, for all memories.
 
-    Each memory has projections, gates and an output norm of its own, where (7) writes one q, k and v for all.
-    Raises `ValueError` for a chunk below 1, without shards, as many local rules as there are no shards for, and
-    whatever a memory refuses.
+    Each memory has projections, gates and an output norm of its own; (7) writes one q, k and v for all.
+    Raises `ValueError` for a chunk below 1, without shards, for another number of local rules than of shards, and for
+    any error of a memory.
     """
 
     state_type = TNTState
@@ -63,50 +64,31 @@ class TNT(Mixer):
         span: Span = "shard",
         rule: RuleSpec = "titans",
         local: RuleSpec | list[RuleSpec] | None = None,
-        conv: int = 4,
-        surprise_limit: float | None = None,
-        recompute: int | None = None,
         products: Products | None = None,
+        **memory: Any,
     ) -> None:
         positive("chunk", chunk)
         if not shards:
             raise ValueError(f"tnt needs at least one local memory, such as shards={list(SHARDS)}.")
         super().__init__(dim)
         coarse = replace(every_so_often(rule, chunk), read="before")
-        self.whole = NeuralMemory(
-            dim=dim,
-            heads=heads,
-            rule=coarse,
-            conv=conv,
-            surprise_limit=surprise_limit,
-            recompute=recompute,
-        )
+        self.whole = NeuralMemory(dim=dim, heads=heads, rule=coarse, **memory)
         rules = one_each(rule if local is None else local, len(shards), "shards")
         self.parts = nn.ModuleList(
-            LocalMemory(
-                dim=dim,
-                heads=heads,
-                shard=shard,
-                span=span,
-                rule=one,
-                conv=conv,
-                surprise_limit=surprise_limit,
-                recompute=recompute,
-                products=products,
-            )
+            LocalMemory(dim=dim, heads=heads, shard=shard, span=span, rule=one, products=products, **memory)
             for shard, one in zip(shards, rules, strict=True)
         )
 
     def init_state(self, batch: int) -> TNTState:
-        """Every memory at its start."""
+        """Return every memory at its start."""
         return self._state(self.whole.init_state(batch), [part.init_state(batch) for part in self._parts])
 
     def begin(self, tokens: Tensor) -> TNTState:
-        """Persistent tokens are written to every memory, and count as tokens of the first shard."""
+        """Write persistent tokens to every memory, as tokens of the first shard."""
         return self._state(self.whole.begin(tokens), [part.begin(tokens) for part in self._parts])
 
     def mix(self, x: Tensor, state: TNTState, mask: Tensor | None, write: bool) -> tuple[Tensor, TNTState]:
-        """One document piece; see `Mixer`."""
+        """Map one piece of a document; see `Mixer`."""
         y, whole = self.whole(x, state.whole, mask=mask, write=write)
         states = []
         for part, held in zip(self._parts, state.parts, strict=True):
@@ -125,27 +107,11 @@ class TNT(Mixer):
 
 
 @register("architecture", "tnt")
-def tnt(
-    *,
-    vocab_size: int,
-    dim: int = 128,
-    depth: int = 4,
-    heads: int = 4,
-    chunk: int = CHUNK,
-    shards: Sequence[int] = SHARDS,
-    span: Span = "shard",
-    persistent: int = 4,
-    rule: RuleSpec = "titans",
-    local: RuleSpec | list[RuleSpec] | None = None,
-    conv: int = 4,
-    surprise_limit: float | None = None,
-    recompute: int | None = None,
-    products: Products | None = None,
-    feed_forward: float = 8 / 3,
-    checkpoint: bool = False,
-) -> LanguageModel:
-    """A global memory and local ones that start anew every shard, in every layer; options as for the mixer `tnt`."""
-    options: dict[str, Any] = {"chunk": chunk, "shards": shards, "span": span, "rule": rule, "local": local}
-    options |= {"conv": conv, "surprise_limit": surprise_limit, "recompute": recompute, "products": products}
-    mixers = [TNT(dim=dim, heads=heads, **options) for _ in range(depth)]
-    return titans_model(vocab_size, dim, mixers, persistent, feed_forward, checkpoint)
+@takes_options_of(uniform_model, TNT)
+def tnt(**options: Any) -> LanguageModel:
+    """A global memory, and local ones reset at every shard, in every layer.
+
+    persistent: learned tokens in front of every layer, 0 for none. feed_forward: width of each SwiGLU in multiples of
+    dim. checkpoint: compute layers again in the backward pass instead of keeping them. Others: as for the mixer `tnt`.
+    """
+    return uniform_model(TNT, **options)

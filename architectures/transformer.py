@@ -1,62 +1,32 @@
-"""The baselines made of attention: it sees everything, or a window."""
+"""Baselines made of attention: over all tokens, or over a window."""
 
 from __future__ import annotations
 
-from architectures.hybrid import hybrid
+from typing import Any
+
 from architectures.language_model import LanguageModel
-from memkit.registry import register
+from architectures.uniform import uniform_model
+from memkit.mixers.attention import FullAttention, SlidingWindowAttention
+from memkit.registry import register, takes_options_of
 
 
 @register("architecture", "transformer")
-def transformer(
-    *,
-    vocab_size: int,
-    dim: int = 128,
-    depth: int = 4,
-    heads: int = 4,
-    conv: int = 0,
-    feed_forward: float = 8 / 3,
-    checkpoint: bool = False,
-) -> LanguageModel:
+@takes_options_of(uniform_model, FullAttention, but=("persistent",))
+def transformer(**options: Any) -> LanguageModel:
     """Full causal attention in every layer; its state grows with the text.
 
-    conv: as for the mixer `full_attention`. feed_forward, checkpoint: as for `LanguageModel`, a SwiGLU's width in
-    multiples of dim, and whether blocks are computed again in the backward pass instead of being kept.
+    feed_forward: width of each SwiGLU in multiples of dim. checkpoint: compute layers again in the backward pass
+    instead of keeping them. Others: as for the mixer `full_attention`.
     """
-    return hybrid(
-        vocab_size=vocab_size,
-        pattern=[{"name": "full_attention", "conv": conv}],
-        dim=dim,
-        depth=depth,
-        heads=heads,
-        feed_forward=feed_forward,
-        checkpoint=checkpoint,
-    )
+    return uniform_model(FullAttention, persistent=0, **options)
 
 
 @register("architecture", "sliding_window")
-def sliding_window(
-    *,
-    vocab_size: int,
-    dim: int = 128,
-    depth: int = 4,
-    heads: int = 4,
-    window: int = 64,
-    conv: int = 0,
-    feed_forward: float = 8 / 3,
-    checkpoint: bool = False,
-) -> LanguageModel:
+@takes_options_of(uniform_model, SlidingWindowAttention, but=("persistent",))
+def sliding_window(**options: Any) -> LanguageModel:
     """Causal attention over the last `window` tokens, the token itself included, in every layer.
 
-    conv: as for the mixer `sliding_window`. feed_forward, checkpoint: as for `LanguageModel`, a SwiGLU's width in
-    multiples of dim, and whether blocks are computed again in the backward pass instead of being kept.
+    feed_forward: width of each SwiGLU in multiples of dim. checkpoint: compute layers again in the backward pass
+    instead of keeping them. Others: as for the mixer `sliding_window`.
     """
-    return hybrid(
-        vocab_size=vocab_size,
-        pattern=[{"name": "sliding_window", "window": window, "conv": conv}],
-        dim=dim,
-        depth=depth,
-        heads=heads,
-        feed_forward=feed_forward,
-        checkpoint=checkpoint,
-    )
+    return uniform_model(SlidingWindowAttention, persistent=0, **options)

@@ -1,7 +1,7 @@
 """Alignment: valid token n of a row goes to slot offset + n of a grid, at static shapes.
 
-Whatever happens at fixed counts of a row's own tokens (mini-batches, segments, convolution taps) then
-happens at the same slots for all rows, wherever their masked tokens stand.
+Events at fixed counts of a row's own tokens (mini-batches, segments, convolution taps) then fall on the same slots for
+all rows, whatever the mask.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Alignment:
-    """valid `[B, L]`: the slots that hold a token; the rest serves `to_slots` and `to_tokens`."""
+    """valid `[B, L]`: the slots with a token; the rest serves `to_slots` and `to_tokens`."""
 
     valid: Tensor
     _source: Tensor
     _slot: Tensor
 
     def to_slots(self, x: Tensor) -> Tensor:
-        """x `[B, T, ...]` -> `[B, L, ...]`, 0 in empty slots."""
+        """Map x `[B, T, ...]` -> `[B, L, ...]`, 0 in empty slots."""
         return pick(torch.cat([x, x.new_zeros(x.shape[0], 1, *x.shape[2:])], 1), self._source)
 
     def to_tokens(self, y: Tensor) -> Tensor:
-        """y `[B, L, ...]` -> `[B, T, ...]`; what masked tokens get has no meaning."""
+        """Map y `[B, L, ...]` -> `[B, T, ...]`; values at masked tokens have no meaning."""
         return pick(y, self._slot)
 
 

@@ -1,4 +1,4 @@
-"""Getting along with torch: autocast, hooks, vmap, gradients of gradients."""
+"""Work with torch's modes: autocast, inference mode, saved-tensor hooks, vmap, and second gradients."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from torch import Tensor
 from memkit.state import Tree, map_tensors, tensors
 
 
+class NotTwiceDifferentiable(RuntimeError):
+    """A gradient of a gradient was asked of an operation that has only the first; the message names another way."""
+
+
 @contextmanager
-def _plain_mode(like: Tensor) -> Iterator[None]:
+def plain_mode(like: Tensor) -> Iterator[None]:
     """Leave autocast, which would round the state, and inference mode, in which no gradient can be taken.
 
-    Under torch.compile nothing is asked about inference mode: it cannot be traced, and compiled code runs there.
+    Compiled code stays in inference mode: torch.compile cannot trace the question, and the code runs there.
     """
     with without_autocast(like):
         if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
@@ -27,56 +31,58 @@ def _plain_mode(like: Tensor) -> Iterator[None]:
                 yield
 
 
-def _ordinary(tree: Tree) -> Tree:
-    """Copy tensors that were made in inference mode, which autograd refuses."""
+def without_inference_flag(tree: Tree) -> Tree:
+    """Copy the tensors that were made in inference mode: autograd refuses them."""
     if torch.compiler.is_compiling() or not any(x.is_inference() for x in tensors(tree)):
         return tree
     return map_tensors(lambda x: x.clone() if x.is_inference() else x, tree)
 
 
 def unhooked() -> AbstractContextManager[object]:
-    """Gradients taken inside are no business of hooks on saved tensors.
+    """Disable the caller's saved-tensor hooks while an inner gradient is taken.
 
-    Those of activation checkpointing would run all of the caller's forward pass again for each of them. What is saved
-    is detached, and autograd attaches it again: an operation that saves its own result would hold itself for ever.
+    Hooks of activation checkpointing would rerun the caller's whole forward pass for each inner gradient. Saved
+    tensors are detached instead, and autograd attaches them again; an operation that saves its own output would
+    otherwise leak.
     """
     if torch.compiler.is_compiling():
         return nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _same)
+    return torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _unchanged)
 
 
-def _same(x: Tensor) -> Tensor:
+def _unchanged(x: Tensor) -> Tensor:
     return x
 
 
 def without_autocast(like: Tensor) -> AbstractContextManager[object]:
-    """Leave autocast, which would round what blocks carry, on the device of a tensor."""
+    """Leave autocast on the device of `like`: it would round the state that blocks carry."""
     kind = like.device.type
     entered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if entered else nullcontext()
 
 
 def outside_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """The backward of an autograd Function as written, also where the caller goes back under autocast."""
+    """Run the backward of an autograd Function outside of autocast, also where the caller is inside."""
 
     @wraps(backward)
-    def called(ctx: Any, *arriving: Tensor | None) -> Any:
-        some = next((x for x in arriving if x is not None), None)  # slopes that nobody sent may be None
-        with nullcontext() if some is None else without_autocast(some):
-            return backward(ctx, *arriving)
+    def wrapped(ctx: Any, *grads: Tensor | None) -> Any:
+        like = next((grad for grad in grads if grad is not None), None)  # None: an output without a gradient
+        with nullcontext() if like is None else without_autocast(like):
+            return backward(ctx, *grads)
 
-    return called
+    return wrapped
 
 
-def batched(arriving: Iterable[Tensor]) -> bool:
-    """Whether vmap hands a backward pass many functionals as one, as for `is_grads_batched` of `torch.autograd.grad`.
+def batched(grads: Iterable[Tensor]) -> bool:
+    """Tell whether vmap hands many gradients to a backward pass as one, as `is_grads_batched` has it.
 
-    What stands for a batch has no storage, takes no sums in place of what is none, and cannot be looked at.
+    Such a tensor has no storage and no values to branch on, and plain tensors cannot accumulate it in place.
     """
-    return not torch.compiler.is_compiling() and not all(map(_has_storage, arriving))
+    return not torch.compiler.is_compiling() and not all(map(has_storage, grads))
 
 
-def _has_storage(x: Tensor) -> bool:
+def has_storage(x: Tensor) -> bool:
+    """Tell whether a tensor has memory of its own; one that stands for a batch under vmap does not."""
     try:
         x.untyped_storage()
     except NotImplementedError:
@@ -85,50 +91,52 @@ def _has_storage(x: Tensor) -> bool:
 
 
 def graph_wanted(tree: Tree) -> bool:
-    """Whether the outer loop can use a graph of gradients taken from these tensors; if not, they are plain numbers."""
+    """Tell whether gradients of these tensors need a graph; if not, the outer loop cannot use one."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors(tree))
 
 
-def differentiable_once(what: str, instead: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make of `backward(ctx, saved, *arriving)` that of an autograd Function; saved are the tensors that it saved.
+def once_differentiable(name: str, instead: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make `backward(ctx, saved, *grads)` the backward of an autograd Function; saved: the tensors it saved.
 
-    what: whose gradient it is, and instead: what to use where gradients of gradients are wanted, for the error.
+    torch's decorator of this name, with an error that names a way out. name: the operation, for the message;
+    instead: a complete remedy, which follows "For gradients of gradients use". The second gradient raises
+    `NotTwiceDifferentiable`.
     """
 
-    def decorated(backward: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(backward: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(backward)
-        def called(ctx: Any, *arriving: Tensor | None) -> Any:
-            saved = ctx.saved_tensors  # checkpoints unpack it only once
+        def wrapped(ctx: Any, *grads: Tensor | None) -> Any:
+            saved = ctx.saved_tensors  # activation checkpoints allow one access
             with torch.no_grad():
-                found = backward(ctx, saved, *arriving)
+                found = backward(ctx, saved, *grads)
             if not torch.is_grad_enabled():
                 return found
-            text = f"the gradient of {what} cannot be differentiated again. For gradients of gradients use {instead}."
-            return _refusing(found, [*saved, *arriving], text)
+            text = f"the gradient of {name} cannot be differentiated again. For gradients of gradients use {instead}."
+            return _refusing(found, [*saved, *grads], text)
 
-        return called
+        return wrapped
 
-    return decorated
+    return decorate
 
 
-def _refusing(slopes: Sequence[Any], of: list[Tensor | None], text: str) -> Sequence[Any]:
-    """The same slopes as a function of what they were made of, which has no derivative."""
-    history = [x for x in of if x is not None and x.requires_grad]
-    made = [x for x in slopes if x is not None]
-    if not (history and made):
-        return slopes
-    joined = iter(_Refusing.apply(text, len(made), *made, *history))
-    return tuple(None if x is None else next(joined) for x in slopes)
+def _refusing(found: Sequence[Any], inputs: list[Tensor | None], text: str) -> Sequence[Any]:
+    """Attach gradients to their inputs by a function without a derivative."""
+    history = [x for x in inputs if x is not None and x.requires_grad]
+    grads = [x for x in found if x is not None]
+    if not (history and grads):
+        return found
+    attached = iter(_Refusing.apply(text, len(grads), *grads, *history))
+    return tuple(None if x is None else next(attached) for x in found)
 
 
 class _Refusing(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, text: str, count: int, *given: Tensor) -> tuple[Tensor, ...]:
-        """The first `count` of what is given."""
+        """Return the first `count` tensors unchanged."""
         ctx.text = text
         return tuple(x.view_as(x) for x in given[:count])
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Raise `RuntimeError`."""
-        raise RuntimeError(ctx.text)
+        """Raise `NotTwiceDifferentiable`."""
+        raise NotTwiceDifferentiable(ctx.text)

@@ -1,7 +1,7 @@
-"""Where a model's numbers first left the range of floats: which layer, head and token.
+"""The first layer, head and token at which a model's numbers leave the range of floats.
 
-Nothing here runs while a model does its work. Whoever meets a number that is not finite asks afterwards, and the
-answer is found by running the same tokens again in ever shorter parts: any cut of a sequence gives the same numbers.
+Nothing here runs during a model's own work. The search follows a number that is not finite: it runs the same tokens
+again in ever shorter parts, since any cut of a sequence gives the same numbers.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ REMEDY = (
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first token after which a model is not finite, and what in it went first, in order of computation.
+    """The first token after which a model is not finite, and the first part to fail, in order of computation.
 
-    token: its index in the call, None where something was broken before the first; row: its row of the batch.
-    part: the innermost mixer that made numbers that are not finite out of finite ones, as a module's name
-    ("blocks.0.mixer"), or in words what else did. layer: which of the model's mixers that is or belongs to. head: the
-    first of its memory whose weights are not finite, or the one with the largest where reading them overflowed. Both
-    are None where there is none.
-    state: the model's state before that token, all of it finite; None where no token is to blame.
+    token: its index in the call, None for a fault before the first; row: its row of the batch.
+    part: the innermost mixer with finite inputs and an output that is not, as a module's name ("blocks.0.mixer"), or
+    another cause in words. layer: index of the model's mixer that contains it, or None. head: the first head of its
+    memory with weights that are not finite, or the one with the largest if reading them overflowed; None without one.
+    state: the model's state before that token, all finite; None if no token is to blame.
     """
 
     token: int | None
@@ -51,12 +50,12 @@ class Divergence:
 
     @property
     def remedy(self) -> str:
-        """What may help a memory, as a sentence; empty where none is to blame."""
+        """A remedy for a memory, as a sentence; empty if none is to blame."""
         return "" if self.head is None else REMEDY
 
 
 class DivergedError(RuntimeError):
-    """Numbers that are not finite were met; where is the place, None if it was not found."""
+    """Numbers that are not finite; `where` is their place, None if it was not found."""
 
     where: Divergence | None = None
 
@@ -64,9 +63,8 @@ class DivergedError(RuntimeError):
 class GenerationDivergedError(DivergedError):
     """Generation met numbers that are not finite.
 
-    ids `[B, N]` are the prompt and all tokens that were drawn from finite logits; state has read all of them but the
-    last, as `generate` returns them, and is None where the state that was given is at fault. Reading that last
-    token is what failed.
+    ids `[B, N]`: the prompt and all tokens drawn from finite logits. state: it has read all of them but the last, as
+    `generate` returns them; None if the given state is at fault. Reading that last token failed.
     """
 
     def __init__(self, ids: Tensor, where: Divergence | None) -> None:
@@ -77,22 +75,22 @@ class GenerationDivergedError(DivergedError):
         self.ids, self.where, self.state = ids, where, None if where is None else where.state
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What copies are made of, and what another process is sent: `args` are a message, and not what it is from."""
+        """Return the arguments for a copy, also in another process: `args` hold the message only."""
         return type(self), (self.ids, self.where), self.__dict__
 
 
 def all_finite(tree: Tree) -> Tensor:
-    """Whether every floating-point number of a tree is finite, as a scalar on its device: nothing waits for it."""
+    """Return whether every floating-point number of a tree is finite, as a scalar on its device, without a sync."""
     found = [x.isfinite().all() for x in tensors(tree) if x.is_floating_point()]
     return torch.stack(found).all() if found else torch.tensor(True)
 
 
 @torch.no_grad()
 def find_divergence(model: Any, x: Tensor, state: Any = None, *, mask: Tensor | None = None) -> Divergence | None:
-    """Find where a call `model(x, state, mask=mask)` of a language model or a mixer first stops being finite.
+    """Find the first place where a call `model(x, state, mask=mask)` of a language model or a mixer is not finite.
 
-    x: ids `[B, T]`, or what the mixer reads, `[B, T, D]`. Returns None when all of it is finite. Runs the model about
-    log2(T) times, without gradients: to be asked after something went wrong.
+    x: ids `[B, T]`, or a mixer's input `[B, T, D]`. Returns None if everything is finite. Runs the model about
+    log2(T) times, without gradients, so call it after a failure only.
     """
     for name, parameter in model.named_parameters():
         if not bool(all_finite(parameter)):
@@ -108,7 +106,7 @@ def find_divergence(model: Any, x: Tensor, state: Any = None, *, mask: Tensor | 
 
     if bool(all_finite(run(0, x.shape[1], start))):
         return None
-    good, bad = 0, x.shape[1]  # so many tokens are finite, so many are not
+    good, bad = 0, x.shape[1]  # tokens known to stay finite, and known not to
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if bool(all_finite(run(0, middle, start))) else (good, middle)
@@ -117,14 +115,14 @@ def find_divergence(model: Any, x: Tensor, state: Any = None, *, mask: Tensor | 
         result = run(good, bad, before)
     row = _first_bad_row(result)
     if not seen:
-        return Divergence(good, row, "what lies between the layers, or the head,", state=before)
+        return Divergence(good, row, "a part between the layers, or the head,", state=before)
     name, output = seen[0]
     part = name or type(model).__name__
     return Divergence(good, row, part, _layer(model, name), _worst_head(output, row), before)
 
 
 def generation_error(model: Any, ids: Tensor, state: Any, mask: Tensor | None) -> GenerationDivergedError:
-    """What `generate` raises after it read ids `[B, N]` from a state; the mask `[B, T]` is the prompt's."""
+    """Return the error of `generate` after ids `[B, N]` from a state; mask `[B, T]` is the prompt's."""
     if mask is not None:
         drawn = mask.new_ones(mask.shape[0], max(0, ids.shape[1] - mask.shape[1]))
         mask = torch.cat([mask, drawn], 1)[:, : ids.shape[1]]
@@ -135,9 +133,9 @@ def generation_error(model: Any, ids: Tensor, state: Any, mask: Tensor | None) -
 
 @contextmanager
 def _watch(model: nn.Module) -> Iterator[list[tuple[str, Any]]]:
-    """Collect (name, result) of every mixer whose input and state are finite and whose result is not, inner ones first.
+    """Collect (name, result) of every mixer with finite input and state and a result that is not, inner ones first.
 
-    Mixers end in order of computation, so the first collected is the first that failed.
+    Mixers end in order of computation, so the first one collected failed first.
     """
     seen: list[tuple[str, Any]] = []
 
@@ -158,7 +156,7 @@ def _watch(model: nn.Module) -> Iterator[list[tuple[str, Any]]]:
 
 
 def _layer(model: nn.Module, name: str) -> int:
-    """The number of the outermost mixer that is, or holds, the mixer of this name."""
+    """Return the index of the outermost mixer that is, or contains, the mixer of this name."""
     outermost: list[str] = []
     for found, module in model.named_modules():
         if isinstance(module, Mixer) and not any(_inside(found, outer) for outer in outermost):
@@ -171,13 +169,13 @@ def _inside(name: str, outer: str) -> bool:
 
 
 def _first_bad_row(result: Tree) -> int:
-    """The first row `[B, ...]` of a result that is not finite."""
+    """Return the first row `[B, ...]` of a result that is not finite."""
     bad = [~x.isfinite().flatten(1).all(1) for x in tensors(result) if x.is_floating_point() and x.dim() > 1]
     return int(torch.stack(bad).any(0).long().argmax())
 
 
 def _worst_head(result: Tree, row: int) -> int | None:
-    """The first head that is not finite in this row, of any memory, or else the one with the largest weights."""
+    """Return the first head, of any memory, not finite in this row, or else the one with the largest weights."""
     sizes = [
         torch.stack([x[row].abs().flatten(1).amax(1) for x in tensors((memory.weights, memory.slots))]).amax(0)
         for memory in _memories(result)
@@ -189,7 +187,7 @@ def _worst_head(result: Tree, row: int) -> int | None:
 
 
 def _memories(tree: Tree) -> Iterator[MemoryState]:
-    """Every memory's state inside of a state."""
+    """Yield every memory's state inside of a state."""
     if isinstance(tree, MemoryState):
         yield tree
     else:
@@ -198,13 +196,13 @@ def _memories(tree: Tree) -> Iterator[MemoryState]:
 
 
 def _first_bad_path(tree: Tree) -> list[str]:
-    """The names that lead to the first tensor of a tree that is not finite."""
+    """Return the path of names to the first tensor of a tree that is not finite."""
     name, part = next(((name, part) for name, part in _parts(tree) if not bool(all_finite(part))), ("", None))
     return [name, *_first_bad_path(part)] if name else []
 
 
 def _parts(tree: Tree) -> list[tuple[str, Tree]]:
-    """What a tree is made of, by name; a tensor or a number is made of nothing."""
+    """Return the parts of a tree by name; a tensor or a number has none."""
     if isinstance(tree, State):
         return list(fields(tree).items())
     if isinstance(tree, dict):

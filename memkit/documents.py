@@ -1,8 +1,8 @@
-"""Packed documents: where a row of `segment_ids` changes, a new document starts.
+"""Packed documents: a change in a row of `segment_ids` starts a new document.
 
-Resets are derived from two laws that every component obeys anyway: a sequence may be cut anywhere, and
-rows are independent. A call is cut wherever any row changes its document, and the rows that do are reset
-there. That is exact for every component, and costs one look at `segment_ids` on the host per call.
+Resets follow from two laws of every component: a sequence may be cut anywhere, and rows are independent. A call is
+cut at every change of a document in any row, and the changing rows are reset there. This is exact for every component
+and costs one look at `segment_ids` on the host per call.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from torch import Tensor
 
 
 class Piece(NamedTuple):
-    """Tokens start..stop of a call within which no row changes its document."""
+    """Tokens start..stop of a call, in one document per row."""
 
     start: int
     stop: int
-    resets: Tensor | None  # [B] bool: rows that begin a new document at `start`; None: no row does
-    segment: Tensor  # [B] the documents that rows are in after the piece
+    resets: Tensor | None  # [B] bool: rows with a new document at `start`; None: no row
+    segment: Tensor  # [B] each row's document after the piece
 
 
 def pieces(mask: Tensor | None, segment_ids: Tensor, last: Tensor) -> list[Piece]:
     """Cut a call with segment_ids `[B, T]` and the rows' last documents `last` `[B]` (-1: none) into pieces.
 
-    A masked token never was, so its id does not count. Raises `ValueError` for ids below 0.
+    Ids of masked tokens do not count. Raises `ValueError` for ids below 0.
     """
     tokens = segment_ids.shape[1]
     if tokens == 0:
         return []
     negative = segment_ids < 0 if mask is None else (segment_ids < 0) & mask
-    if bool(negative.any()):  # it would pass for "no document yet", and the next document would see this one
+    if bool(negative.any()):  # -1 would read as "no document yet", and the next document would see this one
         raise ValueError(
             f"segment_ids must be at least 0; got {int(segment_ids[negative][0])}. Mark padding with `mask` instead."
         )

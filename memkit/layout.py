@@ -1,7 +1,7 @@
-"""Where tokens stand when something happens every `period` tokens of a row: mini-batches, segments.
+"""The layout of tokens for an event every `period` tokens of a row: mini-batches, segments.
 
-Rows are aligned first, so that periods begin at the same slots for all. Where they agree anyway (no mask,
-one common phase), and for a single token, nothing moves.
+Rows are aligned first, so that periods begin at the same slots for all. Nothing moves if they agree anyway (no mask,
+one common phase), or for a single token.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from memkit.alignment import align
 class Block(NamedTuple):
     """Slots start..stop, all within one period.
 
-    slot: where in its period the first one is, an integer or `[N]`.
-    begins, completes: the rows `[N]` whose period begins at `start`, or is complete at `stop`; a bool speaks
-    for all rows.
+    slot: place of the first one in its period, an integer or `[N]`.
+    begins, completes: the rows `[N]` with a period that begins at `start`, or is complete at `stop`; a bool for all
+    rows.
     """
 
     start: int
@@ -31,7 +31,7 @@ class Block(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The blocks of a call, which slots `[N, L]` hold a token (None: all), and the moves there and back."""
+    """The blocks of a call, the slots `[N, L]` with a token (None: all), and the moves there and back."""
 
     blocks: list[Block]
     valid: Tensor | None
@@ -50,15 +50,15 @@ def lay_out(
     across: bool = False,
     completes: bool = True,
 ) -> Layout:
-    """Place `tokens` tokens of rows at `offset` `[N]` in their period (`phase`, where all are known to agree).
+    """Place `tokens` tokens of rows at `offset` `[N]` in their period (`phase`, if all are known to agree).
 
-    Blocks end where a period does, at the latest. With `across` they hold as many whole periods as fit into
-    `block_size`, but for a first one that may start inside of a period. `completes` False: nobody asks for it.
+    Blocks end with a period, at the latest. With `across` they hold as many whole periods as fit into `block_size`,
+    except a first one from inside of a period. completes: False if the caller does not need it.
     """
     if period == 1:
         return in_place(_cuts(0, tokens, 1, block_size if across else 1, across), mask)
     if mask is None and phase is not None:
-        if tokens == 1:  # as below; but every question is another program where torch compiles
+        if tokens == 1:  # as below, with fewer branches: each is another program under torch.compile
             ends = completes and _decided(phase == period - 1)
             return in_place([Block(0, 1, phase, _decided(phase == 0), ends)], None)
         cuts = _cuts(phase, phase + tokens, period, block_size, across)
@@ -73,12 +73,12 @@ def lay_out(
 
 
 def without_periods(mask: Tensor | None, tokens: int, block_size: int) -> Layout:
-    """Cut `tokens` tokens into blocks where nothing happens at any count of them."""
+    """Cut `tokens` tokens into blocks, without any event at counts of them."""
     return in_place(_cuts(0, tokens, max(tokens, 1), block_size), mask)
 
 
 def in_place(blocks: list[Block], valid: Tensor | None) -> Layout:
-    """A layout in which every token is its own slot."""
+    """Return the layout with every token in its own slot."""
     return Layout(blocks, valid, _same, _same)
 
 
@@ -100,7 +100,7 @@ def _cuts(start: int, stop: int, period: int, size: int, across: bool = False) -
 
 
 def _decided(fact: bool) -> bool:
-    """The fact as True or False: under torch.compile it may be a symbol, which is neither until it is branched on."""
+    """Return the fact as True or False: under torch.compile it may be a symbol, until a branch decides it."""
     if fact:  # noqa: SIM103
         return True
     return False
@@ -109,10 +109,10 @@ def _decided(fact: bool) -> bool:
 def _aligned(mask: Tensor, offset: Tensor, period: int, block_size: int, across: bool) -> Layout:
     length = mask.shape[1] + period - 1
     grid = align(mask, offset, length)
-    # Some rows do not begin with a period, so the first one is a block of its own.
+    # Some rows begin inside of a period, so the first one is a block of its own.
     first = min(period, length)
     cuts = [*_cuts(0, first, period, block_size), *_cuts(first, length, period, block_size, across)]
-    # A boundary belongs to a row only if the row has a token there: a row that ends before it keeps its anchor.
+    # A boundary belongs to a row only if the row has a token there: a row ending before it keeps its anchor.
     blocks = [
         b._replace(begins=b.begins and grid.valid[:, b.start], completes=b.completes and grid.valid[:, b.stop - 1])
         for b in cuts

@@ -1,4 +1,4 @@
-"""When two values do the same, as far as can be seen without running them."""
+"""A structural key: equal for two values that compute the same, as far as can be seen without running them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 class Kind:
-    """What values have in common that do the same; `one` of them."""
+    """The identity shared by all values with one key; `one` of them."""
 
     def __init__(self, one: Any) -> None:
         self.one = one
@@ -27,16 +27,15 @@ _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
 
 def kind_of(value: object) -> Kind:
-    """The kind of a value, which is there as long as somebody holds it."""
+    """Return the kind of a value; it lives as long as somebody holds it."""
     return _KINDS.setdefault(likeness(value), Kind(value))
 
 
 def likeness(value: object) -> Hashable:
-    """Something that is equal for values that do the same.
+    """Return the key of a value: equal keys compute the same.
 
-    Frozen dataclasses are their fields, those left out of comparisons excepted; partial functions and closures are
-    their code and what they hold now. Everything else that may change, or that nobody can look into, is like itself
-    only.
+    The key of a frozen dataclass is its compared fields; of a partial function or a closure its code and present
+    contents. Everything mutable or opaque equals only itself.
     """
     return _likeness(value, ())
 
@@ -45,13 +44,13 @@ def _likeness(value: Any, within: tuple[int, ...]) -> Hashable:
     if isinstance(value, _PLAIN):
         return type(value), repr(value)  # 1, 1.0 and True are equal, and a NaN is not
     if id(value) in within:
-        return len(within) - within.index(id(value))  # a function that calls itself
+        return len(within) - within.index(id(value))  # a recursive function
     parts = _parts(value)
     return _Itself(value) if parts is None else tuple(_likeness(part, (*within, id(value))) for part in parts)
 
 
 def _parts(value: Any) -> list[Any] | None:
-    """All that what a value does depends on, its kind first; None where that is the value itself."""
+    """Return all parts of a value that its computation depends on, its type first; None for the value itself."""
     kind = type(value)
     if kind is tuple:
         return [kind, *value]
@@ -62,7 +61,7 @@ def _parts(value: Any) -> list[Any] | None:
         return [value.__code__, value.__globals__, value.__defaults__, names, *value.__closure__]
     if kind is CellType:
         return [kind, *_held(value)]
-    made = vars(kind).get("__dataclass_params__")  # not of a class above it, which knows nothing of this one
+    made = vars(kind).get("__dataclass_params__")  # not inherited from a base class, with fewer fields
     if made is not None and made.frozen:
         return [kind, *(getattr(value, field.name) for field in fields(value) if field.compare)]
     return None
@@ -76,7 +75,7 @@ def _held(cell: CellType) -> list[Any]:
 
 
 class _Itself:
-    """Equal to what is of the same value: one that is there as long as this is, so that no other takes its place."""
+    """An identity as a key: it holds the value, so that no other can take its id."""
 
     def __init__(self, value: object) -> None:
         self._value = value

@@ -1,4 +1,4 @@
-"""What masks and documents are, for every component: checked in the same words, and blanked the same way."""
+"""Masks and documents, for every component: one check with one set of words, one way to blank."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_masks(mask: Tensor | None, segment_ids: Tensor | None, batch: int, tok
 
 
 def blank(x: Tensor, mask: Tensor | None) -> Tensor:
-    """0 at masked tokens of x `[B, T, ...]`: what stands there never was, a NaN and its gradient included."""
+    """Zero x `[B, T, ...]` at masked tokens; a NaN there leaves no trace, in the gradient either."""
     if mask is None:
         return x
     return torch.where(mask.view(*mask.shape, *[1] * (x.dim() - 2)), x, torch.zeros((), dtype=x.dtype, device=x.device))

@@ -1,4 +1,4 @@
-"""Components in a user's own Python file: importing it, and saying in words where it goes wrong."""
+"""Components in a user's own Python file: import it, and locate its errors in words."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _ELSEWHERE = tuple(
         str(Path(torch.__file__).parent),
         str(Path(__file__).parent),
     }
-    if Path(folder) != Path(sys.prefix)  # that is above a user's own folders, too
+    if Path(folder) != Path(sys.prefix)  # a parent of the user's own folders, too
 )
-"""Where code lies that is not the user's."""
+"""Folders of code other than the user's."""
 _imported: dict[str, tuple[str, list[tuple[str, str]]]] = {}
-"""Module name -> what was in the file, and what it registered."""
+"""Module name -> digest of the file, and its registrations."""
 
 
 def import_file(path: str | Path) -> list[tuple[str, str]]:
-    """Run a Python file and return kind and name of everything that it registered; an unchanged one is run once.
+    """Run a Python file and return kind and name of all its registrations; an unchanged file is run once.
 
-    Raises `ValueError`, with the line of the file, when it does not exist or does not import.
+    Raises `ValueError`, with the line of the file, if it does not exist or does not import.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {str(path)!r}.")
-    discover()  # what is installed comes first: a file that takes one of its names is told so
+    discover()  # installed components first, so that a file cannot take their names unnoticed
     name, found = _module_name(path), digest(path)
     if _imported.get(name) == (found, registered_by(name)):
         return registered_by(name)
@@ -48,54 +48,54 @@ def import_file(path: str | Path) -> list[tuple[str, str]]:
     linecache.checkcache(str(path))
     module = types.ModuleType(name)
     module.__file__ = str(path)
-    sys.modules[name] = module  # dataclasses look their module up there
+    sys.modules[name] = module  # for dataclasses, which look their module up there
     folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)  # as for `python file.py`: what lies beside it can be imported
+    sys.path.insert(0, folder)  # as for `python file.py`: files beside it can be imported
     try:
-        # Compiled here and not by the import system, whose cache misses a change within a second.
+        # Compiled here: the cache of the import system misses a change within a second.
         exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:
         forget(name)
         del sys.modules[name]
         raise ValueError(f"{path.name} does not import: {in_words(error, path)}") from None
     finally:
-        with suppress(ValueError):  # the file has taken it away itself
+        with suppress(ValueError):  # removed by the file itself
             sys.path.remove(folder)
     _imported[name] = found, registered_by(name)
     return registered_by(name)
 
 
 def import_files(paths: Iterable[str | Path]) -> None:
-    """Run several files for what they register; errors as for `import_file`."""
+    """Run several files for their registrations; errors as for `import_file`."""
     for path in paths:
         import_file(path)
 
 
 def digest(path: str | Path) -> str:
-    """The SHA-256 of a file: whether it is what it was."""
+    """Return the SHA-256 of a file, to recognize a change."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def module_of(path: str | Path) -> object:
-    """The module that `import_file` made of a file."""
+    """Return the module made of a file by `import_file`."""
     return sys.modules[_module_name(Path(path))]
 
 
 def in_words(error: BaseException, path: Path | None = None) -> str:
-    """An error and the user's own line that it came from, in one sentence; of `path` if that is given."""
+    """Return an error and the user's own line behind it, of `path` if given, in one sentence."""
     message = str(error).strip().rstrip(".")
     if isinstance(error, SyntaxError) and error.filename:
         line = (error.text or "").strip()
         return f"SyntaxError: {error.msg}, in line {error.lineno} of {Path(error.filename).name}: `{line}`."
     place = user_line(error, path)
-    # A ValueError of memkit's is a sentence made to be read as it is. Python's own are none, and have no full stop.
+    # memkit's ValueErrors are sentences, to be shown as they are. Python's own have no full stop.
     sentence = isinstance(error, ValueError) and str(error).strip().endswith((".", "?"))
     what = message if sentence else f"{type(error).__name__}: {message}"
     return f"{what}{place and f', {place}'}."
 
 
 def user_line(error: BaseException, path: Path | None = None) -> str:
-    """ "in line 7 of mine.py: `y = x @ w`": the last line of the traceback that is the user's; empty if none is."""
+    """Return the user's last line of the traceback, as "in line 7 of mine.py: `y = x @ w`"; empty without one."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = str(Path(frame.filename).resolve())
         ours = file.startswith(_ELSEWHERE) or frame.filename.startswith("<")
@@ -105,5 +105,5 @@ def user_line(error: BaseException, path: Path | None = None) -> str:
 
 
 def _module_name(path: Path) -> str:
-    """A module name that two files of one name do not share."""
+    """Return a module name that differs between files of one name."""
     return f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"

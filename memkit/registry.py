@@ -15,7 +15,8 @@ import difflib
 import inspect
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -38,10 +39,10 @@ _discovered = False
 
 
 class UnknownName(ValueError):
-    """There is no component of a name, or not yet: the file that registers it may not have been imported."""
+    """No component has this name, or its file has not been imported yet."""
 
     def __init__(self, message: str, kind: str) -> None:
-        super().__init__(message, kind)  # both, because an error that another process sends is made again from these
+        super().__init__(message, kind)  # both: unpickling an error calls its class with these
         self.kind = kind
 
     def __str__(self) -> str:
@@ -51,8 +52,8 @@ class UnknownName(ValueError):
 def register(kind: str, name: str, *, exempt: Mapping[str, str] | None = None) -> Callable[[Factory], Factory]:
     """Decorate a factory so that `build(kind, name, **options)` calls it.
 
-    exempt: law -> reason, for laws of `memkit.testing` that the component is not meant to keep (see `exemptions`).
-    Raises `ValueError` when another factory already has that name.
+    exempt: law of `memkit.testing` -> reason for the component not to keep it (see `exemptions`).
+    Raises `ValueError` if another factory already has the name.
     """
 
     def add(factory: Factory) -> Factory:
@@ -72,35 +73,89 @@ def register(kind: str, name: str, *, exempt: Mapping[str, str] | None = None) -
     return add
 
 
+def takes_options_of(*inner: Callable[..., Any], but: Collection[str] = ()) -> Callable[[Factory], Factory]:
+    """Decorate a factory that passes its `**rest` on to others, to declare their options as its own.
+
+        @register("mixer", "mag")
+        @takes_options_of(NeuralMemory)
+        class MemoryAsGate(Mixer):
+            def __init__(self, *, dim: int, window: int = 64, **memory: Any) -> None: ...
+
+    Names, defaults and types come from the signatures of `inner`, so that each option is declared once. Of two
+    with the same name the factory's own counts, then the first. but: options of `inner` to leave out.
+    Raises `ValueError` for a factory without `**rest`.
+    """
+
+    def add(factory: Factory) -> Factory:
+        made_by: Any = factory
+        if inspect.isclass(made_by):  # not the class itself: its subclasses would inherit the signature
+            made_by = vars(made_by).get("__init__")
+        signature = inspect.signature(made_by) if made_by else inspect.Signature()
+        parameters = {p.name: p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD}
+        if len(parameters) == len(signature.parameters):
+            raise ValueError(f"{factory.__qualname__} has no `**rest` to pass options on. Declare one.")
+        types = {name: hint for name, hint in made_by.__annotations__.items() if name in (*parameters, "return")}
+        for each in inner:
+            known = hints(each)
+            for p in inspect.signature(each).parameters.values():
+                if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in (*parameters, *but):
+                    types[p.name] = known.get(p.name, Any)
+                    parameters[p.name] = p.replace(kind=p.KEYWORD_ONLY, annotation=types[p.name])
+        made_by.__signature__ = signature.replace(parameters=list(parameters.values()))
+        made_by.__annotations__ = types
+        return factory
+
+    return add
+
+
+def hints(made_by: Callable[..., Any]) -> dict[str, Any]:
+    """Return the type of every option of a factory."""
+    return typing.get_type_hints(made_by.__init__ if inspect.isclass(made_by) else made_by, include_extras=True)
+
+
+@contextmanager
+def scratch() -> Iterator[None]:
+    """Undo at the end all registrations made inside, for tests and examples."""
+    discover()
+    factories, reasons = {kind: dict(known) for kind, known in _factories.items()}, dict(_exemptions)
+    try:
+        yield
+    finally:
+        _factories.clear()
+        _factories.update(factories)
+        _exemptions.clear()
+        _exemptions.update(reasons)
+
+
 def exemptions(kind: str, name: str) -> dict[str, str]:
-    """The laws that a component says it does not keep, with reasons; whoever holds it to laws is strict about them."""
+    """Return the laws that a component declares not to keep, with reasons."""
     return dict(_exemptions.get((kind, name), {}))
 
 
 def registered_by(module: str) -> list[tuple[str, str]]:
-    """Kind and name of everything that a module has registered, in its order."""
+    """Return kind and name of all registrations of a module, in order."""
     return [
         (kind, name) for kind, known in _factories.items() for name, made in known.items() if made.__module__ == module
     ]
 
 
 def forget(module: str) -> None:
-    """Take back all that a module has registered, so that a changed file can be imported again."""
+    """Remove all registrations of a module, so that a changed file can be imported again."""
     for kind, name in registered_by(module):
         del _factories[kind][name]
         _exemptions.pop((kind, name), None)
 
 
 def kinds() -> list[str]:
-    """Return the sorted kinds of components that there are."""
+    """Return the sorted kinds of components."""
     discover()
     return sorted(_factories)
 
 
 def names(kind: str) -> list[str]:
-    """Return the sorted names of all components of a kind, those of upper storeys and third parties included.
+    """Return the sorted names of all components of a kind, including those of third parties.
 
-    Raises `ValueError`, which names the nearest, for an unknown kind.
+    Raises `ValueError`, with the nearest kind, for an unknown one.
     """
     discover()
     if kind not in _factories:
@@ -109,7 +164,7 @@ def names(kind: str) -> list[str]:
 
 
 def factory(kind: str, name: str) -> Callable[..., Any]:
-    """Return the factory registered under a name; `UnknownName`, a `ValueError`, names the nearest."""
+    """Return the factory registered under a name; raise `UnknownName`, with the nearest, if there is none."""
     if name not in _factories.get(kind, {}):
         known = names(kind)  # discovers, and complains about an unknown kind
         if name not in known:
@@ -120,9 +175,9 @@ def factory(kind: str, name: str) -> Callable[..., Any]:
 def build(kind: str, spec: Any, /, **options: Any) -> Any:
     """Build a component.
 
-    `spec` is a name, or a mapping `{"name": ..., option: value, ...}`, or an object that is already built,
-    which is returned as it is. Raises `ValueError` for unknown names and options, missing required
-    options and values of a wrong type, before anything is built.
+    spec: a name, or a mapping `{"name": ..., option: value, ...}`, or an object already built, which is returned.
+    Raises `ValueError` for unknown names and options, missing required options and values of a wrong type, before
+    anything is built.
     """
     if isinstance(spec, str):
         return Config(kind, spec, options).build()
@@ -167,7 +222,7 @@ class Config:
         return factory(self.kind, self.name)(**self.options)
 
     def to_yaml(self) -> str:
-        """Write the config as YAML; `ValueError` for options that are objects and not data."""
+        """Write the config as YAML; raise `ValueError` for options that are objects and not data."""
         try:
             return dump_yaml({"kind": self.kind, "name": self.name, **self.options})
         except yaml.representer.RepresenterError as error:
@@ -186,7 +241,7 @@ class Config:
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
-    """Say which known name is meant, or list them all: the last sentence of an error."""
+    """Suggest the nearest known name, or list them all: the last sentence of an error."""
     known = sorted(known)
     small = {one.lower(): one for one in known}
     close = [small[one] for one in difflib.get_close_matches(name.lower(), small, n=1)]
@@ -195,7 +250,7 @@ def nearest(name: str, known: typing.Iterable[str]) -> str:
 
 
 def _elsewhere(kind: str, name: str) -> str:
-    """Say that a name is one of another kind, and which mixer runs a rule; nothing when it is a name of none."""
+    """Say that a name is of another kind, and how a mixer runs a rule; empty if it is of none."""
     others = [other for other in kinds() if name in _factories[other]]
     if kind == "mixer" and "rule" in others:
         return f"There is a rule {name!r}: write {{'name': 'neural_memory', 'rule': {name!r}}}. "
@@ -210,24 +265,24 @@ def _check_options(kind: str, name: str, made_by: Callable[..., Any], options: M
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
     if missing:
         raise ValueError(f"{kind} {name!r} needs the option{'s' * (len(missing) > 1)} {', '.join(missing)}.")
-    hints = typing.get_type_hints(made_by.__init__ if inspect.isclass(made_by) else made_by, include_extras=True)
+    types = hints(made_by)
     strict = pydantic.ConfigDict(strict=True, arbitrary_types_allowed=True)
     for option, value in options.items():
         try:
-            pydantic.TypeAdapter(hints.get(option, Any), config=strict).validate_python(value)
+            pydantic.TypeAdapter(types.get(option, Any), config=strict).validate_python(value)
         except pydantic.ValidationError as error:
             reasons = "; ".join(sorted({item["msg"] for item in error.errors()}))
             raise ValueError(f"{kind} {name!r}: option {option!r} = {value!r} does not fit: {reasons}.") from None
 
 
 def discover() -> None:
-    """Import every module that an installed distribution names as a home of components, once."""
+    """Import every module that installed distributions declare as a home of components, once."""
     global _discovered
     if _discovered:
         return
-    _discovered = True  # first, so that a module which calls `names` while it is imported does not recurse
+    _discovered = True  # first, so that a call of `names` during the import does not recurse
     for point in entry_points(group=ENTRY_POINT_GROUP):
         try:
             point.load()
-        except Exception as error:  # a broken third party must not take every other component with it
+        except Exception as error:  # a broken third party must not take down all other components
             warnings.warn(f"components of {point.value!r} are not available: {error!r}", stacklevel=3)

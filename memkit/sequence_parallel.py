@@ -1,8 +1,8 @@
-"""One sequence on several ranks: each runs its part of the tokens, from the state that the rank before it hands on.
+"""One sequence on several ranks: each runs its part of the tokens, from the state of the rank before.
 
-Exact, because any cut of a sequence into calls gives the numbers of one call; the gradients of what was handed on come
-back the same way. A recurrence has to wait for its past, but only layer by layer: while rank 1 runs its first layer,
-rank 0 runs its second, so that R ranks take L + R - 1 times a layer's part for L layers, and not L R.
+Exact, because any cut of a sequence into calls gives the numbers of one call; gradients of the states come back the
+same way. A recurrence has to wait for its past, but only layer by layer: while rank 1 runs its first layer, rank 0 runs
+its second, so R ranks take L + R - 1 times a layer's part for L layers, instead of L R.
 """
 
 from __future__ import annotations
@@ -14,26 +14,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from memkit.autograd import differentiable_once
+from memkit.autograd import once_differentiable
 from memkit.state import Tree, map_tensors, tensors
 
 _Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class SequenceParallel(nn.Module):
-    """A model that reads this rank's part of every sequence; all ranks of a group call it alike.
+    """A model of this rank's part of every sequence; all ranks of a group call it alike.
 
-    It is called as the model is, with consecutive parts `[B, T_r, ...]`, the first tokens on rank 0; parts may differ
-    in length. The state that it returns is the one after this rank's part, and a state that it is given is used on
-    rank 0 only. Gradients are those of all ranks' outputs that reach this rank's tokens: summed over the ranks they
-    are the whole's (`average_gradients`). Backward runs on all ranks, or on none, and gives no graph of its own.
+    Call it like the model, with consecutive parts `[B, T_r, ...]`, the first tokens on rank 0; parts may differ in
+    length. It returns the state after this rank's part; a given state is used on rank 0 only. Gradients are those of
+    all ranks' outputs with respect to this rank's tokens: their sum over ranks is the whole (`average_gradients`).
+    Backward runs on all ranks or on none, and gradients cannot be differentiated again.
 
-    group: of all ranks if not given. It must carry tensors of the CPU too, as one that was begun without the name of
-    a backend does: the shapes of states travel so.
+    group: all ranks if not given. It must also carry tensors of the CPU, for the shapes of states, as a group does if
+    initialized without the name of a backend.
 
-    layers: the modules that carry a state, `layer(x, state, ...) -> (y, state)`, in the order in which they run; of a
-    lone mixer, itself. They may not be run again backward by activation checkpoints; a memory's `recompute` is
-    inside of its layer, and may.
+    layers: the modules with a state, `layer(x, state, ...) -> (y, state)`, in order of computation; for a lone mixer,
+    itself. Activation checkpoints must not run them again; a memory's `recompute`, inside of its layer, may.
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[nn.Module], group: dist.ProcessGroup | None = None) -> None:
@@ -52,8 +51,9 @@ class SequenceParallel(nn.Module):
 
     @torch.no_grad()
     def average_gradients(self) -> None:
-        """Give all ranks the mean of their gradients, after backward; as the start of a row is rank 0's alone,
-        others have none of what was learned for it, where `DistributedDataParallel` would wait for one.
+        """Give all ranks the mean of their gradients, after backward.
+
+        Only rank 0 has gradients of initial states; `DistributedDataParallel` would wait for the others'.
         """
         used = [x for x in self.parameters() if x.requires_grad]
         for x in used:
@@ -65,7 +65,7 @@ class SequenceParallel(nn.Module):
             x.grad = part.view_as(x).to(x.dtype)
 
     def _take_over(self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> _Arguments | None:
-        """Run a layer from the state of the rank before, in whichever way it was given another."""
+        """Run a layer from the state of the rank before, in place of any given one."""
         if self._line.before is None:
             return None
         x, *rest = args
@@ -97,7 +97,7 @@ class SequenceParallel(nn.Module):
 
 
 class _Like(NamedTuple):
-    """A state without its numbers, and the one tensor that its floating-point numbers travel in."""
+    """A state without its numbers, and the one tensor for its floating-point numbers to travel in."""
 
     tree: Tree
     length: int
@@ -107,7 +107,7 @@ class _Like(NamedTuple):
 class _Line:
     """The ranks of a group in a line, seen from one: tensors go to the rank after, their gradients to the one before.
 
-    Nobody sends before the other side receives, which the order of the layers settles: nothing has to be kept.
+    The order of the layers pairs every send with a receive, so nothing has to be kept.
     """
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
@@ -136,7 +136,7 @@ class _Line:
         return found[0]
 
     def unpack(self, like: Tree, flat: Tensor) -> Tree:
-        """The state of this structure with these floating-point numbers; takes the others, which come after them."""
+        """Return the state of this structure with these floating-point numbers; receive the others, sent after them."""
         floats = [x for x in tensors(like) if x.is_floating_point()]
         parts = iter(flat.split([x.numel() for x in floats]))
 
@@ -149,7 +149,7 @@ class _Line:
 
 
 def _hollow(x: Tensor) -> Tensor:
-    """Shape and dtype of a tensor."""
+    """Return a tensor's shape and dtype, without its numbers."""
     return torch.empty(x.shape, dtype=x.dtype, device="meta")
 
 
@@ -164,7 +164,7 @@ class _TakeOver(torch.autograd.Function):
         return x.view_as(x), line.take(flat)
 
     @staticmethod
-    @differentiable_once("a sequence cut between ranks", "one rank")
+    @once_differentiable("a sequence cut between ranks", "one rank")
     def backward(ctx: Any, _: Any, x: Tensor, flat: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Send the state's gradient back."""
         ctx.line.give(flat, back=True)
@@ -183,7 +183,7 @@ class _HandOn(torch.autograd.Function):
         return y.view_as(y)
 
     @staticmethod
-    @differentiable_once("a sequence cut between ranks", "one rank")
+    @once_differentiable("a sequence cut between ranks", "one rank")
     def backward(ctx: Any, _: Any, y: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Wait for the state's gradient."""
         return y, ctx.line.take(torch.empty(ctx.like.shape, dtype=ctx.like.dtype, device=y.device), back=True), None

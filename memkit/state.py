@@ -1,8 +1,8 @@
-"""State as a value: frozen trees of tensors that go in and come out, and are never mutated.
+"""State as a value: frozen trees of tensors, passed in and returned, never mutated.
 
-Every tensor in a state has the batch as its first axis, so rows can be selected, merged and reset
-without knowing what they mean. Integers beside tensors are facts known without looking at the device
-(a position that all rows share); they become `None` when rows come to differ.
+The first axis of every tensor in a state is the batch, so rows can be selected, merged and reset whatever they mean.
+Integers beside tensors are facts known without a look at the device (a position shared by all rows); they become
+`None` once rows differ.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ class State:
 
     @property
     def bytes(self) -> int:
-        """Memory that the state's tensors address, in bytes."""
+        """Memory addressed by the state's tensors, in bytes."""
         return sum(x.numel() * x.element_size() for x in tensors(self))
 
 
 def fields(state: State) -> dict[str, Tree]:
-    """The fields of a state by name, not descending."""
+    """Return the fields of a state by name, without descending."""
     return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}  # type: ignore[arg-type]
 
 
@@ -84,11 +84,11 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
 
 
 def merge_trees(rows: Tensor, here: Tree, other: Tree) -> Tree:
-    """Row-wise choice between two trees of the same structure; see `State.merge`."""
+    """Choose row by row between two trees of the same structure; see `State.merge`."""
     if isinstance(here, Tensor):
         return torch.where(rows.view(-1, *[1] * (here.dim() - 1)), other, here)
     if isinstance(here, State):
-        return here.merge(rows, other)  # the state's own: one whose shapes may differ knows how to
+        return here.merge(rows, other)  # its own method, for states of differing shapes
     if isinstance(here, dict):
         return {name: merge_trees(rows, value, other[name]) for name, value in here.items()}
     if isinstance(here, tuple):
@@ -97,7 +97,7 @@ def merge_trees(rows: Tensor, here: Tree, other: Tree) -> Tree:
 
 
 def tensors(tree: Tree) -> list[Tensor]:
-    """All tensors of a tree, in order."""
+    """Return all tensors of a tree, in order."""
     if isinstance(tree, Tensor):
         return [tree]
     parts = fields(tree) if isinstance(tree, State) else tree
@@ -106,11 +106,11 @@ def tensors(tree: Tree) -> list[Tensor]:
 
 
 def emptied(tree: Tree) -> Tree:
-    """The tree's structure, which keeps none of its numbers: what `with_tensors` fills again."""
+    """Return the tree's structure without its numbers, for `with_tensors` to fill again."""
     return map_tensors(lambda x: x.new_zeros(0), tree)
 
 
 def with_tensors(tree: Tree, values: Iterable[Tensor]) -> Tree:
-    """The tree with these tensors in place of its own, in the order of `tensors`."""
+    """Return the tree with these tensors in place of its own, in the order of `tensors`."""
     rest = iter(values)
     return map_tensors(lambda _: next(rest), tree)

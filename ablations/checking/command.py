@@ -15,14 +15,14 @@ from ablations.checking.work import run_units
 from ablations.display.verdicts import CheckBar, print_summary, print_unusable, print_verdicts
 from memkit.own_files import digest
 from memkit.registry import nearest
+from memkit.testing.component import Component, small_options
 from memkit.testing.report import Verdict
-from memkit.testing.subjects import Subject, small_options
-from memkit.testing.targets import Target, Unit, find_targets, joined, units
+from memkit.testing.selection import Target, Unit, find_targets, joined, units
 
 KEPT, BROKEN, UNUSABLE = 0, 1, 2
 """Exit codes: all laws kept, a law broken, a component that could not be used."""
 
-Pairs = list[tuple[Target, Subject]]
+Pairs = list[tuple[Target, Component]]
 
 
 def check(request: CheckRequest, out: Console, err: Console) -> int:
@@ -32,7 +32,7 @@ def check(request: CheckRequest, out: Console, err: Console) -> int:
     """
     began = time.monotonic()
     targets = _targets(request)
-    pairs, refused = _subjects([target for target, _ in targets])
+    pairs, refused = _components([target for target, _ in targets])
     todo = _units(request, pairs)
     store = Store(request.folder, {**request.data, "files": {file: digest(file) for file in _files(pairs)}})
     print_unusable(refused, out)
@@ -54,15 +54,15 @@ def _targets(request: CheckRequest) -> list[tuple[Target, str]]:
     return list(targets.values())
 
 
-def _subjects(targets: Iterable[Target]) -> tuple[Pairs, dict[str, str]]:
+def _components(targets: Iterable[Target]) -> tuple[Pairs, dict[str, str]]:
     """The components that can be built, and for each of the others the reason."""
     pairs: Pairs = []
     refused: dict[str, str] = {}
     for target in targets:
         try:
-            subject = target.subject()
-            subject.check_exemptions(target.exempt)
-            pairs.append((target, subject))
+            component = target.component()
+            component.check_exemptions(target.exempt)
+            pairs.append((target, component))
         except ValueError as error:
             refused[str(target)] = str(error)
     return pairs, refused
@@ -74,7 +74,7 @@ def _files(pairs: Pairs) -> list[str]:
 
 def _units(request: CheckRequest, pairs: Pairs) -> list[Unit]:
     """All units of work; `ValueError` for a law of no component here, and for a malformed shard."""
-    known = {name for _, subject in pairs for name in subject.laws}
+    known = {name for _, component in pairs for name in component.laws}
     for law in request.laws:
         if pairs and law not in known:
             raise ValueError(f"there is no law {law!r} for {', '.join(request.what)}. {nearest(law, known)}")

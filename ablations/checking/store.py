@@ -14,7 +14,7 @@ from typing import Any
 
 from ablations.files import check_ours, read_json, write_json, write_text
 from memkit.testing.report import Verdict
-from memkit.testing.targets import Unit
+from memkit.testing.selection import Unit
 
 SETTINGS, VERDICTS = "check.json", "verdicts.jsonl"
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from ablations.checking.store import Store
 from ablations.pool import run_all
+from memkit.testing.component import Component
 from memkit.testing.report import Verdict
-from memkit.testing.subjects import Subject
-from memkit.testing.targets import Target, Unit
+from memkit.testing.selection import Target, Unit
 
 
 def run_units(
-    todo: Sequence[Unit], pairs: Sequence[tuple[Target, Subject]], jobs: int, store: Store
+    todo: Sequence[Unit], pairs: Sequence[tuple[Target, Component]], jobs: int, store: Store
 ) -> Generator[tuple[Unit, Verdict], None, None]:
     """Yield each unit's verdict as it comes: first those in the store, then the others, tried `jobs` at a time."""
     waiting = []
@@ -31,10 +31,12 @@ def run_units(
             yield unit, verdict
 
 
-def _here(todo: Sequence[Unit], pairs: Sequence[tuple[Target, Subject]]) -> Generator[tuple[Unit, Verdict], None, None]:
-    subjects = {str(target): subject for target, subject in pairs}
+def _here(
+    todo: Sequence[Unit], pairs: Sequence[tuple[Target, Component]]
+) -> Generator[tuple[Unit, Verdict], None, None]:
+    components = {str(target): component for target, component in pairs}
     for unit in todo:
-        yield unit, unit.run(subjects[str(unit.target)])
+        yield unit, unit.run(components[str(unit.target)])
 
 
 def _apart(todo: Sequence[Unit], jobs: int) -> Generator[tuple[Unit, Verdict], None, None]:
@@ -50,7 +52,7 @@ def _apart(todo: Sequence[Unit], jobs: int) -> Generator[tuple[Unit, Verdict], N
 
 def _work(unit: Unit, send: Callable[[Any], None]) -> Verdict:
     """Try one unit in a worker process."""
-    return unit.run(_subject(_Named(unit.target)))
+    return unit.run(_component(_Named(unit.target)))
 
 
 class _Named:
@@ -67,5 +69,5 @@ class _Named:
 
 
 @cache
-def _subject(named: _Named) -> Subject:
-    return named.target.subject()
+def _component(named: _Named) -> Component:
+    return named.target.component()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.autograd import _ordinary as ordinary
+from memkit.autograd import without_inference_flag
 from memkit.engine.core.memory_state import MemoryState, kept, require_rule
 from memkit.masks import blank, check_masks
 from memkit.registry import nearest
@@ -58,7 +58,7 @@ def read(rule: Rule, inputs: Inputs, state: MemoryState) -> tuple[Inputs, Memory
     q, k, v, gates = inputs.tokens
     dtype = computation_dtype(q, k, v, *gates.values(), *state.weights.values())
     tokens = Tokens(q, k, v, filled_in(rule, gates, k, v))
-    tokens, state, mask, segment_ids = ordinary((tokens, state, inputs.mask, inputs.segment_ids))
+    tokens, state, mask, segment_ids = without_inference_flag((tokens, state, inputs.mask, inputs.segment_ids))
     tokens = rule.prepare(map_tensors(lambda x: blank(x, mask).to(dtype), tokens))
     check_widths(rule, state, tokens.k.shape[-1], tokens.v.shape[-1])
     mask, segment_ids = (x if x is None else x.repeat_interleave(rule.steps, 1) for x in (mask, segment_ids))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.autograd import _plain_mode as plain_mode
+from memkit.autograd import plain_mode
 from memkit.documents import pieces
 from memkit.engine import plan
 from memkit.engine.batching import in_micro_batches
@@ -67,11 +67,10 @@ def memorize(
         plan.check_products(rule, run.form, run.products)
     inputs = gather(q, k, v, gates, mask, segment_ids)
     check(rule, inputs, state)
-    chosen = plan.choose(rule, run.form, k.shape[1], stacklevel=3)
+    setup = Setup(rule, plan.choose(rule, run.form, k.shape[1], stacklevel=3), run)
 
     def part(inputs: Inputs, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        y, state, _ = _run(rule, chosen, run, inputs, state)
-        return y, state
+        return _run(setup, inputs, state)[:2]
 
     if run.recompute is None or torch.compiler.is_compiling() or not k.shape[1]:
         return part(inputs, state)
@@ -100,62 +99,72 @@ def observe(
     run = run_from(run, {"form": form})
     inputs = gather(q, k, v, gates, mask, segment_ids)
     check(rule, inputs, state)
-    y, _, observed = _run(rule, plan.choose(rule, run.form, k.shape[1], stacklevel=3), run, inputs, state, observe=True)
+    setup = Setup(rule, plan.choose(rule, run.form, k.shape[1], stacklevel=3), run, observe=True)
+    y, _, observed = _run(setup, inputs, state)
     loss, surprise = observed or (y.new_zeros(y.shape[:3]),) * 2
     if rule.steps > 1 and observed is not None:
         loss, surprise = loss.unflatten(1, (-1, rule.steps)).sum(2), surprise.unflatten(1, (-1, rule.steps)).norm(dim=2)
     return Observation(blank(loss, mask), blank(surprise, mask), filled_in(rule, gates, k, v))
 
 
-def _run(
-    rule: Rule, form: Form, run: Run, inputs: Inputs, state: MemoryState, *, observe: bool = False
-) -> tuple[Tensor, MemoryState, Observed | None]:
-    """Run a checked call; loss and surprise `[B, T, H]` if they are to be observed."""
-    with plain_mode(inputs.tokens.q):
+class Setup(NamedTuple):
+    """How a call runs, the same for all of its pieces."""
+
+    rule: Rule
+    form: Form
+    run: Run
+    observe: bool = False
+
+
+class Outcome(NamedTuple):
+    """y `[B, T, H, V]`, the state after the last token, and loss and surprise `[B, T, H]` if they are observed."""
+
+    y: Tensor
+    state: MemoryState
+    observed: Observed | None
+
+
+def _run(setup: Setup, inputs: Inputs, state: MemoryState) -> Outcome:
+    """Run a checked call."""
+    rule, (q, _, v, _) = setup.rule, inputs.tokens
+    with plain_mode(q):
         prepared, state = read(rule, inputs, state)
-        if prepared.segment_ids is None:
-            y, state, observed = _piece(rule, form, run, prepared, state, observe)
-        else:
-            y, state, observed = _documents(rule, form, run, prepared, prepared.segment_ids, state, observe)
-        return blank(at_queries(rule, y), inputs.mask).to(inputs.tokens.v.dtype), state, observed
+        found = _documents(setup, prepared, state)
+        return found._replace(y=blank(at_queries(rule, found.y), inputs.mask).to(v.dtype))
 
 
-def _documents(
-    rule: Rule, form: Form, run: Run, inputs: Inputs, segment_ids: Tensor, state: MemoryState, observe: bool
-) -> tuple[Tensor, MemoryState, Observed | None]:
-    """Pieces of the call that hold one document per row, each from a state that was reset where one begins."""
-    tokens, mask, _ = inputs
+def _documents(setup: Setup, inputs: Inputs, state: MemoryState) -> Outcome:
+    """Run pieces that hold one document per row, each from a state that is reset in rows whose document begins."""
+    tokens, mask, segment_ids = inputs
+    if segment_ids is None:
+        return _piece(setup, inputs, state)
     found = pieces(mask, segment_ids, state.segment)
     nothing, *parts = cut(tokens, [0, *(piece.stop - piece.start for piece in found)])
     outputs, seen = [nothing.v], []  # so that no tokens at all give an output of the right shape
     for piece, part in zip(found, parts, strict=True):
-        state = state if piece.resets is None else state.reset(piece.resets, rule)
+        state = state if piece.resets is None else state.reset(piece.resets, setup.rule)
         valid = None if mask is None else mask[:, piece.start : piece.stop]
-        y, state, observed = _piece(rule, form, run, Inputs(part, valid, None), state, observe)
+        y, state, observed = _piece(setup, Inputs(part, valid, None), state)
         state = replace(state, segment=piece.segment)
         outputs.append(y)
         seen.append(observed)
-    return torch.cat(outputs, 1), state, Observed.join(seen)
+    return Outcome(torch.cat(outputs, 1), state, Observed.join(seen))
 
 
-def _piece(
-    rule: Rule, form: Form, run: Run, inputs: Inputs, state: MemoryState, observe: bool
-) -> tuple[Tensor, MemoryState, Observed | None]:
-    """Tokens of one document per row, in micro-batches of rows where that is faster."""
-    if observe:
-        return _rows(rule, form, run, inputs, state, observe=True)
+def _piece(setup: Setup, inputs: Inputs, state: MemoryState) -> Outcome:
+    """Run tokens of one document per row, in micro-batches of rows where that is faster."""
+    if setup.observe:
+        return _rows(setup, inputs, state)
 
     def part(inputs: Inputs, state: MemoryState) -> tuple[Tensor, MemoryState]:
-        y, state, _ = _rows(rule, form, run, inputs, state)
-        return y, state
+        return _rows(setup, inputs, state)[:2]
 
-    return *in_micro_batches(part, rule, form.name, run.block_size, inputs, state), None
+    return Outcome(*in_micro_batches(part, setup.rule, setup.form.name, setup.run.block_size, inputs, state), None)
 
 
-def _rows(
-    rule: Rule, form: Form, run: Run, inputs: Inputs, state: MemoryState, *, observe: bool = False
-) -> tuple[Tensor, MemoryState, Observed | None]:
+def _rows(setup: Setup, inputs: Inputs, state: MemoryState) -> Outcome:
     """Flatten batch and heads, put tokens where the form wants them, run it, and undo both."""
+    rule, form, run, observe = setup
     tokens, mask, _ = inputs
     length, heads = tokens.k.shape[1:3]
     rows, offset = to_rows(state, tokens.k.dtype), per_row(state.offset, heads)
@@ -166,4 +175,4 @@ def _rows(
     y, observed = map_tensors(lambda x: split_heads(layout.to_tokens(x), heads), (result.y, result.observed))
     valid = length if mask is None else mask.sum(1)
     phase = None if mask is not None or state.phase is None else (state.phase + length) % rule.period
-    return y, from_rows(result.rows, rows, state, (state.offset + valid) % rule.period, phase), observed
+    return Outcome(y, from_rows(result.rows, rows, state, (state.offset + valid) % rule.period, phase), observed)

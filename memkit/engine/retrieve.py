@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from memkit.autograd import _ordinary, _plain_mode
+from memkit.autograd import plain_mode, without_inference_flag
 from memkit.engine import inputs
 from memkit.engine.core.memory_state import MemoryState, to_rows
 from memkit.engine.core.rows import merge_heads, per_row, split_heads
@@ -24,9 +24,9 @@ def retrieve(rule: Rule, state: MemoryState, q: Tensor) -> Tensor:
         raise ValueError(f"q must be [B, T, H, K]; got {tuple(q.shape)}.")
     inputs.check_state(rule, state, q.shape[0], q.shape[2])
     value_dim = list(state.weights.values())[-1].shape[-1]
-    with _plain_mode(q):
+    with plain_mode(q):
         dtype = inputs.computation_dtype(q, *state.weights.values())
-        q_, state = _ordinary((q, state))
+        q_, state = without_inference_flag((q, state))
         q_ = _prepared(rule, q_.to(dtype), value_dim)
         inputs.check_widths(rule, state, q_.shape[-1], value_dim)
         rows = to_rows(replace(state, slots={}, pending={}, window=None), dtype)  # a read needs no more

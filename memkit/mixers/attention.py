@@ -20,13 +20,13 @@ from memkit.registry import register
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionState(MixerState):
-    """What attention keeps: the last C valid tokens of each row, in order and ending at the last slot.
+    """The cache of attention: the last C valid tokens of each row, in order and ending at the last slot.
 
     tail `[B, conv - 1, 3 D]`: the convolution's last inputs.
-    prefix_keys, prefix_values `[B, H, P, K]`: tokens that everyone sees; they have no position.
+    prefix_keys, prefix_values `[B, H, P, K]`: tokens visible to all, without a position.
     keys, values `[B, H, C, K]`: keys are rotated by their positions. count `[B]`: valid tokens so far; slots
-    before the first token are empty. seen: `count`, where it is the same for all rows and known without
-    looking at the device, else None.
+    before the first token are empty. seen: `count`, if it is the same for all rows and known without a look
+    at the device, else None.
     """
 
     tail: Tensor
@@ -44,21 +44,21 @@ class AttentionState(MixerState):
 
     @property
     def position(self) -> Tensor:
-        """Positions of the cached tokens `[B, C]` in valid tokens, -1 where a slot is empty."""
+        """Positions of the cached tokens `[B, C]` in valid tokens, -1 for an empty slot."""
         slot = torch.arange(self.slots, device=self.count.device)
         return (self.count[:, None] - self.slots + slot).clamp(min=-1)
 
     @property
     def empty(self) -> int | Tensor:
-        """How many of the first slots are empty: an int where rows are known to agree, else `[B]`."""
+        """The number of empty slots in front: an int if rows are known to agree, else `[B]`."""
         if self.seen is not None:
             return max(0, self.slots - self.seen)
         return (self.slots - self.count).clamp(min=0)
 
     def merge(self, rows: Tensor, other: Any) -> Self:
-        """Take the rows where `rows` `[B]` is true from `other`; the shorter cache gets empty slots.
+        """Take the rows marked in `rows` `[B]` from `other`; the shorter cache gets empty slots.
 
-        Raises `ValueError` when the two have prefixes of different lengths.
+        Raises `ValueError` for prefixes of different lengths.
         """
         here, there = self.prefix_keys.shape[2], other.prefix_keys.shape[2]
         if here != there:
@@ -78,11 +78,11 @@ class AttentionState(MixerState):
 
 
 class Attention(Mixer):
-    """Multi-head causal attention with rotary positions; what the registered mixers share.
+    """Multi-head causal attention with rotary positions, the base of the registered mixers.
 
     Token i sees the tokens j <= i of its row with i - j < window (None: all), counted in valid tokens, and
-    the prefix of the state. Under a mask the valid tokens of a row close ranks first, so that a window is a
-    band of slots and costs O(T * window) there too. `write` changes nothing: the cache tracks the stream.
+    the prefix of the state. Under a mask the valid tokens of a row close ranks first, so a window is a band of
+    slots and costs O(T * window) there too. `write` changes nothing: the cache tracks the stream.
     """
 
     state_type = AttentionState
@@ -101,11 +101,10 @@ class Attention(Mixer):
         self.conv = ShortConv(3 * dim, conv)
 
     def init_state(self, batch: int, prefix: Tensor | None = None) -> AttentionState:
-        """The state before the first token, for `batch` rows.
+        """Return the state before the first token, for `batch` rows.
 
-        prefix `[P, D]` or `[B, P, D]` holds tokens that all later ones see, wherever they stand; they have no
-        position and do not count towards the window. Gradients flow into it. Raises `ValueError` for other
-        shapes.
+        prefix `[P, D]` or `[B, P, D]`: tokens visible to all later ones, without a position and outside of the
+        window's count. Gradients flow into it. Raises `ValueError` for other shapes.
         """
         weight = self.to_kv.weight
         segment = no_segment(batch, weight.device)
@@ -127,11 +126,11 @@ class Attention(Mixer):
         )
 
     def begin(self, tokens: Tensor) -> AttentionState:
-        """Persistent tokens `[P, D]` are a prefix: every later token sees them (Titans Fig. 3b)."""
+        """Take persistent tokens `[P, D]` as a prefix: every later token sees them (Titans Fig. 3b)."""
         return self.init_state(1, prefix=tokens)
 
     def _prefix(self, batch: int, prefix: Tensor) -> tuple[Tensor, ...]:
-        """Keys and values `[B, H, P, K]` of the tokens that everyone sees."""
+        """Return keys and values `[B, H, P, K]` of the prefix."""
         rows = prefix.shape[:-2]
         if prefix.dim() < 2 or rows not in ((), (batch,)) or prefix.shape[-1] != self.dim:
             raise ValueError(
@@ -141,7 +140,7 @@ class Attention(Mixer):
         return tuple(x.expand(batch, -1, -1, -1) for x in self._heads(self.to_kv(prefix), 2))
 
     def check_state(self, state: Any, batch: int) -> None:
-        """Refuse the caches of other heads, widths and windows too."""
+        """Refuse caches of other heads, widths and windows too."""
         super().check_state(state, batch)
         slots = state.slots if self.window is None else self.window - 1
         wanted = (self.heads, slots, self.dim // self.heads)
@@ -158,12 +157,12 @@ class Attention(Mixer):
         return state.merge(rows, kept)
 
     def state_bytes(self, tokens: int) -> int:
-        """Bytes of one row's state after `tokens` tokens; with a window it does not depend on them."""
+        """Return the bytes of one row's state after `tokens` tokens; with a window, the same for any number."""
         grown = tokens if self.window is None else 0
         return super().state_bytes(tokens) + 2 * grown * self.dim * self.to_kv.weight.element_size()
 
     def mix(self, x: Tensor, state: AttentionState, mask: Tensor | None, write: bool) -> tuple[Tensor, AttentionState]:
-        """One document piece: x `[B, T, D]` -> (y, state)."""
+        """Map one piece of a document, x `[B, T, D]` -> (y, state)."""
         tokens = x.shape[1]
         if tokens == 0:
             return x, state
@@ -178,7 +177,7 @@ class Attention(Mixer):
         return y, self._advance(state, keys, values, tokens, mask)
 
     def _attend(self, qkv: Tensor, state: AttentionState) -> tuple[Tensor, Tensor, Tensor]:
-        """Attend from qkv `[B, T, 3 D]`: -> keys and values `[B, H, C + T, K]` and the output `[B, T, D]`."""
+        """Attend from qkv `[B, T, 3 D]`: return keys and values `[B, H, C + T, K]` and the output `[B, T, D]`."""
         q, k, v = self._heads(qkv, 3)
         position = state.count[:, None] + torch.arange(qkv.shape[1], device=qkv.device)
         q, k = self.rotary(q, position), self.rotary(k, position)
@@ -197,7 +196,7 @@ class Attention(Mixer):
     def _advance(
         self, state: AttentionState, keys: Tensor, values: Tensor, tokens: int, mask: Tensor | None
     ) -> AttentionState:
-        """Keep the last slots of `[cache | call]`, whose valid tokens stand together."""
+        """Keep the last slots of `[cache | call]`, with all valid tokens side by side."""
         slots = state.slots + tokens if self.window is None else state.slots
         if mask is None:
             count, seen = state.count + tokens, None if state.seen is None else state.seen + tokens
@@ -218,7 +217,7 @@ def _last(x: Tensor, slots: int) -> Tensor:
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:
-    """Slots `[B, N]` of x `[B, H, S, K]`; a negative one is empty, and zero."""
+    """Return slots `[B, N]` of x `[B, H, S, K]`, zeros for negative ones, which are empty."""
     index = index[:, None, :, None]
     return torch.where(index >= 0, x.take_along_dim(index.clamp(min=0), 2), torch.zeros_like(x[:, :, :1]))
 
@@ -229,7 +228,7 @@ class SlidingWindowAttention(Attention):
 
     conv: width of a causal convolution over queries, keys and values, 0 for none.
     Raises `ValueError` unless heads divides dim into even widths and window >= 1, and for a backend that is
-    unknown or not there (`"auto"`, `"torch"`, `"flex"`, `"flash_attn"`, `"xformers"`).
+    unknown or not available (`"auto"`, `"torch"`, `"flex"`, `"flash_attn"`, `"xformers"`).
     """
 
     def __init__(self, dim: int, heads: int = 4, window: int = 64, backend: str = "auto", conv: int = 0) -> None:
@@ -249,17 +248,17 @@ class FullAttention(Attention):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, backend: str = "auto") -> Tensor:
-    """Attend where `visible` says so: for patterns that are no band.
+    """Attend with an arbitrary mask `visible`, such as no band can express.
 
-    q `[B, H, T, K]`, k `[B, H, S, K]`, v `[B, H, S, V]`, visible bool `[B or 1, 1, T, S]` -> `[B, H, T, V]`;
-    a query that sees nothing gets 0, and gives no gradient. Invisible keys and values must be finite. Runs by
-    torch's scaled_dot_product_attention: the other kernels take no arbitrary mask.
+    q `[B, H, T, K]`, k `[B, H, S, K]`, v `[B, H, S, V]`, visible bool `[B or 1, 1, T, S]` -> `[B, H, T, V]`; 0, and no
+    gradient, for a query with nothing to see. Invisible keys and values must be finite. Runs by torch's
+    scaled_dot_product_attention: the other kernels take no arbitrary mask.
 
     Raises `ValueError` for a backend other than `"auto"` and `"torch"`.
     """
     if backend not in ("auto", "torch"):
         raise ValueError(f"backend {backend!r} cannot attend with an arbitrary mask. Use backend='auto' or 'torch'.")
     anything = visible.any(-1, keepdim=True)
-    # What a kernel makes of a row that sees nothing depends on the kernel, so there is no such row.
+    # Kernels differ on rows with nothing to see, so those rows see everything and are zeroed after.
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible | ~anything)
     return torch.where(anything, y, torch.zeros((), dtype=y.dtype, device=y.device))

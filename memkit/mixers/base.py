@@ -1,4 +1,4 @@
-"""The one contract of every sequence component, and the parts of it that are the same for all."""
+"""The one contract of every sequence component, and its common parts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from memkit.state import State
 class MixerState(State):
     """Base of mixer states.
 
-    segment `[B]` is the document that each row is in, `-1` before the first; it is there so that a change
-    of `segment_ids` from one call to the next starts a new document too.
+    segment `[B]`: each row's document, -1 before the first, so that a change of `segment_ids` from one call to the next
+    starts a new document too.
     """
 
     segment: Tensor
@@ -31,14 +31,14 @@ class Mixer(nn.Module):
     `mixer(x, state=None, *, mask=None, segment_ids=None, write=True) -> (y, state)`
 
     - x, y `[B, T, D]`, any T >= 0; y is 0 at masked tokens.
-    - mask `[B, T]` bool: False marks a token that never was, wherever it stands.
+    - mask `[B, T]` bool: False hides a token completely, at any place.
     - segment_ids `[B, T]` integers >= 0: a change starts a new document from `init_state`.
-    - write=False reads without learning: memories keep their contents (what only tracks the position in
-      the stream, such as a convolution's tail or an attention cache, moves on).
+    - write=False reads without learning: memories keep their contents, while trackers of the position in the
+      stream, such as a convolution's tail or an attention cache, move on.
 
-    Any cut of a sequence into calls gives the same outputs as one call. Subclasses write `mix` and
-    `init_state`; masks arrive there with the masked inputs already zeroed. `state_type` is the class of their
-    states, so that another mixer's is refused in words.
+    Any cut of a sequence into calls gives the same outputs as one call. Subclasses define `mix` and
+    `init_state`; masked inputs arrive there as zeros. `state_type` is the class of their states, to refuse another
+    mixer's in words.
     """
 
     dim: int
@@ -49,15 +49,15 @@ class Mixer(nn.Module):
         self.dim = dim
 
     def init_state(self, batch: int) -> Any:
-        """The state before the first token, for `batch` rows."""
+        """Return the state before the first token, for `batch` rows."""
         raise NotImplementedError(f"{type(self).__name__} has no init_state.")
 
     def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
-        """One document piece: x `[B, T, D]` -> (y, state)."""
+        """Map one piece of a document, x `[B, T, D]` -> (y, state)."""
         raise NotImplementedError(f"{type(self).__name__} has no mix.")
 
     def check_state(self, state: Any, batch: int) -> None:
-        """Raise `ValueError` unless the state is one of this mixer's, with `batch` rows."""
+        """Raise `ValueError` unless the state is this mixer's, with `batch` rows."""
         what = type(self).__name__
         if not isinstance(state, self.state_type):
             raise ValueError(
@@ -72,12 +72,12 @@ class Mixer(nn.Module):
 
     @torch.no_grad()
     def state_bytes(self, tokens: int) -> int:
-        """Bytes of one row's state after `tokens` tokens; a mixer whose state grows says so here."""
+        """Return the bytes of one row's state after `tokens` tokens; mixers with a growing state override this."""
         not_negative("tokens", tokens)
         return self.init_state(1).bytes
 
     def begin(self, tokens: Tensor) -> Any:
-        """The state of one row before a document that starts with persistent tokens `[P, D]` (Titans eq. 19)."""
+        """Return one row's state after the persistent tokens `[P, D]` in front of a document (Titans eq. 19)."""
         return self(tokens[None], self.init_state(1))[1]
 
     def reset(self, state: Any, rows: Tensor) -> Any:
@@ -120,7 +120,7 @@ class Mixer(nn.Module):
 
 
 def no_segment(batch: int, device: torch.device) -> Tensor:
-    """The `segment` of rows that are in no document yet: -1 `[B]`. Raises `ValueError` for a negative batch."""
+    """Return the `segment` of rows before any document: -1 `[B]`. Raises `ValueError` for a negative batch."""
     not_negative("batch", batch)
     return torch.full((batch,), -1, dtype=torch.long, device=device)
 

@@ -10,7 +10,7 @@ from memkit.alignment import align, pick
 from memkit.autograd import without_autocast
 
 FAST = (torch.float32, torch.bfloat16)
-"""What torch convolves on a CPU with a library; in others it is slower than sums of taps."""
+"""Dtypes with a fast convolution on a CPU; others are faster as sums of taps."""
 
 
 class ShortConv(nn.Module):
@@ -39,11 +39,11 @@ class ShortConv(nn.Module):
             taps[-2] += back
 
     def init_tail(self, batch: int, like: Tensor) -> Tensor:
-        """The inputs before the first token: zeros `[B, width - 1, C]`, of the kind of `like`."""
+        """Return the inputs before the first token: zeros `[B, width - 1, C]`, with dtype and device of `like`."""
         return like.new_zeros(batch, max(self.width - 1, 0), self.channels)
 
     def forward(self, x: Tensor, tail: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x `[B, T, C]`, the last width - 1 valid inputs `tail` -> (y, the tail after x).
+        """Map x `[B, T, C]` and the last width - 1 valid inputs `tail` -> (y, the tail after x).
 
         Raises `ValueError` for the tail of another convolution.
         """
@@ -60,7 +60,7 @@ class ShortConv(nn.Module):
             y, line = self._convolve(x, tail)
             tail = line[:, line.shape[1] - tail.shape[1] :]
             return y, tail.clone(memory_format=torch.contiguous_format)  # a view would keep all of a long call alive
-        # Masked tokens never were: valid ones close ranks before the convolution sees them.
+        # Valid tokens close ranks first: masked ones leave no trace.
         count = mask.sum(1)
         ranks = align(mask, torch.zeros_like(count), x.shape[1])
         y, line = self._convolve(ranks.to_slots(x), tail)
@@ -73,7 +73,7 @@ class ShortConv(nn.Module):
 
 
 def by_sums(line: Tensor, taps: Tensor) -> Tensor:
-    """sum_i taps_i line_{t + i}, of line `[B, T + width - 1, C]` and taps `[width, C]`: `[B, T, C]`."""
+    """Return sum_i taps_i line_{t + i} `[B, T, C]`, of line `[B, T + width - 1, C]` and taps `[width, C]`."""
     length = line.shape[1] - len(taps) + 1
     first, *rest = taps
     y = first * line[:, :length]
@@ -83,7 +83,7 @@ def by_sums(line: Tensor, taps: Tensor) -> Tensor:
 
 
 def by_library(line: Tensor, taps: Tensor) -> Tensor:
-    """The same as torch convolves images of one row, whose channels lie together as ours do."""
+    """Return the same by torch's convolution of images with one row, in the layout of channels last."""
     dtype = torch.promote_types(line.dtype, taps.dtype)
     rows, kernel = line.to(dtype).mT.unsqueeze(2), taps.to(dtype).mT[:, None, None]
     with without_autocast(line):
@@ -91,9 +91,9 @@ def by_library(line: Tensor, taps: Tensor) -> Tensor:
 
 
 def has_library(line: Tensor, taps: Tensor) -> bool:
-    """Whether torch has a fast convolution for this: on a CPU, in some dtypes; what is compiled is fused anyway.
+    """Return whether torch has a fast convolution here: on a CPU, in some dtypes; compiled code is fused anyway.
 
-    A single token is sooner added up than handed over.
+    A single token is faster as a sum.
     """
     if torch.compiler.is_compiling() or line.device.type != "cpu" or line.dtype not in FAST:
         return False

@@ -12,7 +12,7 @@ from memkit.rule import Gate, Rule
 MOMENTUM_MAX = 0.9
 LR_MAX = 0.5
 BIAS = {"lr": 0.0, "momentum": 0.0, "decay": -5.0, "weight": 4.0}
-"""Where a gate's sigmoid starts: half open, little forgotten, and every token of a write in full.
+"""Initial bias of a gate's sigmoid: half open, little forgotten, and every token of a write in full.
 
 With decay at -4 half of a memory is gone after 38 tokens: a held-out loss 0.13 bits per byte worse on text. At -6 some
 deep memories diverge on random inputs a hundred times as large as usual (5 of 480; none at -5).
@@ -20,24 +20,24 @@ deep memories diverge on random inputs a hundred times as large as usual (5 of 4
 
 
 class GateProjection(nn.Module):
-    """x `[B, T, D]` -> every gate of a rule, within the range it declares.
+    """x `[B, T, D]` -> every gate of a rule, within its declared range.
 
-    momentum = 0.9 sigmoid(.), decay = sigmoid(. - 5), weight = sigmoid(. + 4), lr = scale * sigmoid(.), where a
-    learnable scale per head starts at the largest rate that is stable for a linear memory under any stream:
-    gradients that b tokens (a mini-batch, a write of several tokens, a window) take at the same weights add up,
-    momentum m multiplies them by 1 / (1 - m), and the squared error carries a factor 2, so
-    scale = 0.5 (1 - 0.9) / b. A gate of another name, or an lr whose range ends (the beta of delta rules), is
-    low + (high - low) sigmoid(.), or low + softplus(.) without an end. A gate with another default is left to it.
+    momentum = 0.9 sigmoid(.), decay = sigmoid(. - 5), weight = sigmoid(. + 4), lr = scale * sigmoid(.). The learnable
+    scale per head starts at the largest rate stable for a linear memory under any stream: gradients of b tokens at the
+    same weights (a mini-batch, a write of several tokens, a window) add up, momentum m multiplies them by 1 / (1 - m),
+    and the squared error carries a factor 2, so scale = 0.5 (1 - 0.9) / b. A gate of another name, or an lr with a
+    finite range (the beta of delta rules), is low + (high - low) sigmoid(.), or low + softplus(.) without a finite end.
+    Gates with a default of their own are not projected.
     """
 
     def __init__(self, dim: int, heads: int, key_dim: int, value_dim: int, rule: Rule) -> None:
         super().__init__()
         self.heads = heads
-        # The weight of a token in a write of several has a default for callers who know none; here it is learned.
+        # `weight` has a default for callers of the engine; here it is learned.
         self.gates = tuple(gate for gate in rule.gates.values() if gate.default is None or gate.name == "weight")
         widths = {"head": 1, "key": key_dim, "value": value_dim, "pair": rule.pairs}
         self.widths = [widths[gate.per] for gate in self.gates]
-        if not self.gates:  # all have defaults, as in linear attention and RetNet
+        if not self.gates:  # all with defaults, as in linear attention and RetNet
             return
         self.project = nn.Linear(dim, heads * sum(self.widths))
         with torch.no_grad():
@@ -72,7 +72,7 @@ class GateProjection(nn.Module):
 
 
 def stable_lr(rule: Rule) -> float:
-    """The learning rate at which a linear memory is stable under any stream of unit keys."""
+    """Return the largest learning rate with a linear memory stable under any stream of unit keys."""
     inertia = 1 - MOMENTUM_MAX if "momentum" in rule.gates else 1.0
     together = rule.period * rule.window if rule.sees_weights else 1
     return LR_MAX * inertia / together

@@ -1,9 +1,9 @@
-"""The local memory of TNT (arXiv 2511.07343): it starts anew every shard, and shards train in parallel."""
+"""The local memory of TNT (arXiv 2511.07343): reset at every shard, so that shards train in parallel."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,18 +11,17 @@ from torch import Tensor
 from memkit.checks import divides, positive
 from memkit.engine import MemoryState, retrieve, state_from
 from memkit.mixers.base import Mixer, MixerState
-from memkit.mixers.neural_memory import NeuralMemory, Products
+from memkit.mixers.neural_memory import NeuralMemory
 from memkit.mixers.shards import in_shards
-from memkit.mixers.specs import RuleSpec
 from memkit.parts.memory import linear
 from memkit.parts.objective import dot
 from memkit.parts.optimizer import gradient_descent
 from memkit.parts.retention import none
-from memkit.registry import nearest, register
+from memkit.registry import nearest, register, takes_options_of
 from memkit.rule import Rule, Tokens
 
 SPAN = Rule(name="span", memory=linear(), objective=dot(), optimizer=gradient_descent(), retention=none(), mini_batch=1)
-"""P_t = P_{t-1} + k k^T, read as P_t q_t: the q-k projection is a linear attention of keys to themselves."""
+"""P_t = P_{t-1} + k k^T, read as P_t q_t: the q-k projection is linear attention of keys to themselves."""
 
 Span = Literal["shard", "chunk", "none"]
 SPANS = ("shard", "chunk", "none")
@@ -30,11 +29,11 @@ SPANS = ("shard", "chunk", "none")
 
 @dataclass(frozen=True, kw_only=True)
 class LocalMemoryState(MixerState):
-    """What a local memory keeps.
+    """State of a local memory.
 
     tail `[B, conv - 1, C]`: the convolution's last inputs; memory: the memory in the running shard; span: the sum of
-    k k^T, None without a projection. offset `[B]`: valid tokens in the running shard; phase: the same while all
-    rows agree without looking, else None.
+    k k^T, None without a projection. offset `[B]`: valid tokens in the running shard; phase: the same as an integer if
+    all rows are known to agree, else None.
     """
 
     tail: Tensor
@@ -45,53 +44,34 @@ class LocalMemoryState(MixerState):
 
 
 @register("mixer", "local_memory")
+@takes_options_of(NeuralMemory)
 class LocalMemory(Mixer):
-    """A neural memory that returns to its learned initial weights every `shard` tokens (TNT eq. 6, 7).
+    """A neural memory reset to its learned initial weights every `shard` tokens (TNT eq. 6, 7).
 
-        W_t = W_init where t = 0 mod S, else the rule's update            (6)
+        W_t = W_init if t = 0 mod S, else the rule's update               (6)
         y_t = f(W_t, P_t q_t),  P_t = sum_{s <= t} k_s k_s^T / ||k_s||^2  (7)
 
-    so that queries ask in the keys' own terms (keys are l2-normalised, so ||k_s|| = 1). Symbols: S = `shard`;
-    C, the local chunk, is the rule's `mini_batch` (or `update_every`).
+    which projects queries on the keys (l2-normalized, so ||k_s|| = 1). Symbols: S = `shard`; C, the local chunk, is the
+    rule's `mini_batch` (or `update_every`).
 
-    span: the keys that P_t sums over. "shard" takes those since the restart, so that all the memory was written with
-    can be asked for; "chunk", to the letter of (7), those since the last multiple of C; "none" leaves P_t out.
-    Other options as for `neural_memory`. Raises `ValueError` for a shard below 1, a span that is unknown, "chunk"
-    where C does not divide the shard, and a span with a rule of several keys a token.
+    span: the keys in the sum P_t. "shard": those since the reset, so that every write can be recalled; "chunk", to the
+    letter of (7): those since the last multiple of C; "none": no P_t.
+    Other options as for `neural_memory`. Raises `ValueError` for a shard below 1, an unknown span, "chunk" with a C
+    that does not divide the shard, and a span with a rule of several keys per token.
     """
 
     state_type = LocalMemoryState
 
-    def __init__(
-        self,
-        *,
-        dim: int,
-        heads: int = 4,
-        shard: int = 64,
-        span: Span = "shard",
-        rule: RuleSpec = "titans",
-        conv: int = 4,
-        surprise_limit: float | None = None,
-        recompute: int | None = None,
-        products: Products | None = None,
-    ) -> None:
+    def __init__(self, *, dim: int, heads: int = 4, shard: int = 64, span: Span = "shard", **memory: Any) -> None:
         positive("shard", shard)
         super().__init__(dim)
-        self.memory = NeuralMemory(
-            dim=dim,
-            heads=heads,
-            rule=rule,
-            conv=conv,
-            surprise_limit=surprise_limit,
-            recompute=recompute,
-            products=products,
-        )
+        self.memory = NeuralMemory(dim=dim, heads=heads, **memory)
         _check_span(span, shard, self.memory.rule)
         self.shard, self.span = shard, span
         self.projected = self.memory.rule.period if span == "chunk" else shard
 
     def init_state(self, batch: int) -> LocalMemoryState:
-        """The learned initial weights at the start of a shard."""
+        """Return the learned initial weights at the start of a shard."""
         start, inner = self.memory.init_state(batch), self.memory
         some = next(iter(start.memory.weights.values()))
         zeros = {"w1": some.new_zeros(inner.heads, inner.width, inner.width)}
@@ -107,7 +87,7 @@ class LocalMemory(Mixer):
     def mix(
         self, x: Tensor, state: LocalMemoryState, mask: Tensor | None, write: bool
     ) -> tuple[Tensor, LocalMemoryState]:
-        """One document piece; see `Mixer`. Where nothing is written, the shard does not go on either."""
+        """Map one piece of a document; see `Mixer`. Without a write, the shard does not advance either."""
         return self.memory.recomputed(self._mix, x, state, mask, write) if x.shape[1] else (x, state)
 
     def _mix(
@@ -139,7 +119,7 @@ class LocalMemory(Mixer):
 
 
 def _check_span(span: str, shard: int, rule: Rule) -> None:
-    """Raise `ValueError` unless queries can be projected so."""
+    """Raise `ValueError` unless the span is known and fits the shard and the rule."""
     if span not in SPANS:
         raise ValueError(f"unknown span {span!r}. {nearest(span, SPANS)}")
     if span == "chunk":

@@ -29,7 +29,7 @@ from memkit.registry import build, register
 from memkit.rule import Rule
 
 Products = Literal["bfloat16"]
-"""What a memory's blocks may multiply in, but for float32."""
+"""Dtypes for products in a memory's blocks, besides float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class Projection(nn.Module):
         self.conv = ShortConv(features, conv)
 
     def init_tail(self, batch: int) -> Tensor:
-        """The convolution's inputs before the first token."""
+        """Return the convolution's inputs before the first token."""
         return self.conv.init_tail(batch, self.linear.weight)
 
     def forward(self, x: Tensor, tail: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Project x; returns the tail after it too."""
+        """Project x; return y and the tail after x."""
         y, tail = self.conv(self.linear(x), tail, mask)
         return F.silu(y), tail
 
@@ -64,12 +64,12 @@ class NeuralMemory(Mixer):
 
     dim: width D; heads: memories side by side, each with keys and values of width D / heads.
     rule: a name, `{"name": ..., options}` or a Rule. conv: width of the causal convolution, 0 for none.
-    surprise_limit: bounds each token's gradient norm, a departure from the paper that keeps deep memories
-    finite under any stream; None is the paper. recompute: in training keep of the layer's numbers only its inputs,
-    its outputs and every so many tokens' state, and run the tokens between again backward, projections included;
-    gradients can then not be differentiated again, and under `torch.compile` it keeps everything, as None does.
-    products: "bfloat16" multiplies in it inside of blocks, for rules that allow it (see `memorize`); the state and its
-    sums stay in float32, as all does with None, under autocast too.
+    surprise_limit: a bound on each token's gradient norm, a departure from the paper to keep deep memories finite
+    under any stream; None for the paper. recompute: in training, keep only the layer's inputs, its outputs and the
+    state every so many tokens, and run the tokens between again in the backward pass, projections included; gradients
+    can then not be differentiated again, and under `torch.compile` everything is kept, as with None.
+    products: "bfloat16" for products inside of blocks, for rules that allow it (see `memorize`); the state and its
+    sums stay in float32, as everything does with None, under autocast too.
     The memory's initial weights are learned. Raises `ValueError` for sizes that do not fit.
     """
 
@@ -111,19 +111,19 @@ class NeuralMemory(Mixer):
 
     @torch.no_grad()
     def _start_as_recall(self) -> None:
-        """Start as a memory of what followed what.
+        """Start as a memory of successors: the token before as the key, the token itself as the value.
 
-        A token's key should resemble the query that will ask for its value, and that is the token before it.
-        So key (of several: the first) and query projections start equal and keys look back. From independent
-        projections the outer loop finds this binding late or never: at 64 tokens, 4 pairs, a linear memory
-        recalled 26 % after 500 steps, and starting like this 99 % after 100.
+        A later query for this value will look like the token before it. So key (of several: the first) and query
+        projections start equal, and keys look back. From independent projections the outer loop finds this binding
+        late or never: at 64 tokens, 4 pairs, a linear memory recalled 26 % after 500 steps; from this start, 99 %
+        after 100.
         """
         q, k = self.qkv.linear.weight[: 2 * self.dim].chunk(2)
         k.copy_(q)
         self.qkv.conv.look_back(slice(self.dim, 2 * self.dim), self.heads)
 
     def init_state(self, batch: int) -> NeuralMemoryState:
-        """The learned initial weights, and nothing else, for every row."""
+        """Return the learned initial weights, and nothing else, for every row."""
         # A module in half precision still keeps its memory in float32.
         dtype = torch.promote_types(self.out.weight.dtype, torch.float32)
         weights = {name: weight.to(dtype) for name, weight in self.initial.items()}
@@ -137,16 +137,16 @@ class NeuralMemory(Mixer):
     def mix(
         self, x: Tensor, state: NeuralMemoryState, mask: Tensor | None, write: bool
     ) -> tuple[Tensor, NeuralMemoryState]:
-        """One document piece; see `Mixer`."""
+        """Map one piece of a document; see `Mixer`."""
         return self.recomputed(self._mix, x, state, mask, write)
 
     def recomputed(
         self, mix: Callable[..., tuple[Tensor, Any]], x: Tensor, state: Any, mask: Tensor | None, write: bool
     ) -> tuple[Tensor, Any]:
-        """`mix(x, state, mask, write)`, kept or recomputed as this layer is; `mix` uses no parameters but its own."""
+        """Run `mix(x, state, mask, write)`, recomputed if this layer is; `mix` uses only this layer's parameters."""
         if self.recompute is None or x.shape[1] == 0 or torch.compiler.is_compiling():
             return mix(x, state, mask, write)
-        choose(self.rule, "auto", x.shape[1])  # warns of all tokens, not of a group's
+        choose(self.rule, "auto", x.shape[1])  # warns once for all tokens, not per group
 
         def group(given: Any, state: Any) -> tuple[Tensor, Any]:
             return mix(given[0], state, given[1], write)
@@ -165,9 +165,9 @@ class NeuralMemory(Mixer):
         return self.read_out(x, y), replace(state, tail=tail, memory=memory)
 
     def project(self, x: Tensor, tail: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q `[B, T, H, K]`, k, v `[B, T, H, pairs K]` of tokens x `[B, T, D]`, and the convolution's next tail."""
+        """Project x `[B, T, D]` to q `[B, T, H, K]`, k, v `[B, T, H, pairs K]`; return them and the next tail."""
         qkv, tail = self.qkv(x, tail, mask)
-        # [B, T, H, pairs, K]: a rule may take several pairs of keys and values a token.
+        # [B, T, H, pairs, K]: a rule may take several pairs of keys and values per token.
         qkv = qkv.unflatten(-1, (-1, self.heads, self.width)).transpose(2, 3)
         pairs = self.rule.pairs
         qk, v = qkv.split([1 + pairs, pairs], 3)
@@ -175,21 +175,21 @@ class NeuralMemory(Mixer):
         return q.flatten(3), k.flatten(3), v.flatten(3), tail
 
     def recall(self, x: Tensor, q: Tensor, memory: MemoryState) -> Tensor:
-        """Read with queries q `[B, T, D]` of the caller's own, writing nothing: `[B, T, D]` (Titans eq. 21)."""
+        """Read with the caller's queries q `[B, T, D]`, without a write: `[B, T, D]` (Titans eq. 21)."""
         y = retrieve(self.rule, memory, unit(q.unflatten(-1, (self.heads, self.width))))
         return self.read_out(x, y)
 
     def read_out(self, x: Tensor, y: Tensor) -> Tensor:
-        """Norm, gate and output projection of what was read, y `[B, T, H, V]` (Titans 4.4)."""
+        """Apply norm, gate and output projection to readings y `[B, T, H, V]` (Titans 4.4)."""
         y = self.norm(y.to(x.dtype)).flatten(2)
         return self.out(y * F.silu(self.gate(x)))
 
 
 def _initial_weights(rule: Rule, heads: int, key_dim: int, value_dim: int) -> dict[str, nn.Parameter]:
-    """Initial weights of the memory, learned from there.
+    """Return the memory's initial weights, learned from there.
 
-    What is read is normalised, so what little the first writes say must not drown in what the initial
-    weights say: the last layer starts small, and a single matrix at zero. Hidden layers are N(0, 1 / in).
+    Readings are normalized, so the first writes must not drown in the initial weights: the last layer starts small, and
+    a single matrix at zero. Hidden layers are N(0, 1 / in).
     """
     shapes = rule.memory.shapes(key_dim, value_dim)
     weights = {name: torch.randn(heads, *shape) / shape[0] ** 0.5 for name, shape in shapes.items()}
@@ -208,5 +208,5 @@ def _product_dtype(products: str | None, rule: Rule) -> torch.dtype | None:
 
 
 def unit(x: Tensor) -> Tensor:
-    """l2-normalise the last axis, with a derivative that is finite at 0."""
+    """Normalize the last axis to length 1, with a finite derivative at 0."""
     return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()

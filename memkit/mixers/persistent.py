@@ -14,10 +14,10 @@ from memkit.registry import register
 
 
 class PersistentMemory(Mixer):
-    """Any mixer, whose documents begin with `tokens` learned tokens.
+    """Any mixer, with `tokens` learned tokens in front of every document.
 
-    They are read once, by `init_state`, gradients included; how is the inner mixer's `begin`: a memory
-    has them written, attention keeps them visible for ever.
+    `init_state` reads them once, gradients included, by the inner mixer's `begin`: they are written to a memory, and
+    stay visible to attention for ever.
     """
 
     def __init__(self, inner: Mixer, tokens: int) -> None:
@@ -27,25 +27,25 @@ class PersistentMemory(Mixer):
         self.tokens = nn.Parameter(torch.randn(tokens, inner.dim))
 
     def init_state(self, batch: int) -> Any:
-        """The inner mixer's state after the learned tokens, the same for every row."""
+        """Return the inner mixer's state after the learned tokens, the same for every row."""
         not_negative("batch", batch)
         return self.inner.begin(self.tokens).map(lambda x: x.expand(batch, *x.shape[1:]))
 
     def begin(self, tokens: Tensor) -> Any:
-        """Further tokens come after the own ones."""
+        """Put further tokens after its own."""
         return self.inner.begin(torch.cat([self.tokens, tokens]))
 
     def check_state(self, state: Any, batch: int) -> None:
-        """What the inner mixer asks of its state."""
+        """Check the inner mixer's state."""
         self.inner.check_state(state, batch)
 
     def mix(self, x: Tensor, state: Any, mask: Tensor | None, write: bool) -> tuple[Tensor, Any]:
-        """What the inner mixer does."""
+        """Run the inner mixer."""
         return self.inner.mix(x, state, mask, write)
 
     @torch.no_grad()
     def state_bytes(self, tokens: int) -> int:
-        """The inner state's bytes, and what the persistent tokens add to it."""
+        """Return the bytes of the inner state, with those added by the persistent tokens."""
         return self.inner.state_bytes(tokens) + self.init_state(1).bytes - self.inner.init_state(1).bytes
 
 

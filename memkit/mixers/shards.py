@@ -1,7 +1,7 @@
-"""A memory that starts anew every so many tokens of a row, all its lives in parallel (TNT, arXiv 2511.07343, eq. 6).
+"""A memory reset every so many tokens of a row, with all shards in parallel (TNT, arXiv 2511.07343, eq. 6).
 
-What a memory holds after a restart does not depend on what it held before, so the shards of a call are rows of
-one batch: the first of each row goes on from the state, the others begin with the initial weights.
+A memory's contents after a reset do not depend on those before it, so the shards of a call are rows of one batch: the
+first of each row goes on from the state, the others begin with the initial weights.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def in_shards(
     phase: int | None,
     products: torch.dtype | None = None,
 ) -> tuple[Tensor, MemoryState]:
-    """`memorize`, but that after every `shard` valid tokens of a row its memory is `state.initial` again.
+    """Run `memorize`, with each row's memory reset to `state.initial` after every `shard` valid tokens.
 
-    tokens: q, k, v `[B, T, H, ...]` and gates, T >= 1. offset `[B]`: valid tokens since the last restart, modulo
-    `shard`; phase: the same as an integer where all rows are known to agree, else None. products: as for `memorize`.
-    Returns y `[B, T, H, V]` and the state, which has restarted already where a shard is complete.
+    tokens: q, k, v `[B, T, H, ...]` and gates, T >= 1. offset `[B]`: valid tokens since the last reset, modulo
+    `shard`; phase: the same as an integer if all rows are known to agree, else None. products: as for `memorize`.
+    Returns y `[B, T, H, V]` and the state, already reset in rows with a complete shard.
     """
     length, offset = tokens.k.shape[1], offset % shard
     phase = None if phase is None else phase % shard
-    most = shard - 1 if phase is None else phase  # tokens that the running shard may hold already
+    most = shard - 1 if phase is None else phase  # most tokens in the running shard so far
     shards = -(-(most + length) // shard)
     if shards == 1:
         y, state = memorize(rule, *tokens, state, mask=mask, products=products)
@@ -55,14 +55,14 @@ def _side_by_side(
     phase: int | None,
     products: torch.dtype | None,
 ) -> tuple[Tensor, MemoryState]:
-    """Run the shards `[B, shards]` as rows `[B * shards]`, and keep the state of the last one that has a token."""
+    """Run the shards `[B, shards]` as rows `[B * shards]`, and keep the state of the last one with a token."""
     batch, length = tokens.k.shape[:2]
     row = torch.arange(batch * shards, device=offset.device)
     rows = state.map(lambda x: x.repeat_interleave(shards, 0)).reset(row % shards > 0, rule)
     if mask is None and phase == 0 and length == shards * shard:
         q, k, v, gates = map_tensors(lambda x: _fold(x, shard), tokens)
         y, rows = memorize(rule, q, k, v, gates, rows, products=products)
-        last = row[shards - 1 :: shards]  # an index copies, where a slice would keep every shard's memory alive
+        last = row[shards - 1 :: shards]  # an index copies; a slice would keep every shard's memory alive
         return y.unflatten(0, (batch, shards)).flatten(1, 2), rows.select(last)
     valid = torch.ones(batch, length, dtype=torch.bool, device=offset.device) if mask is None else mask
     grid = align(valid, offset, shards * shard)
@@ -81,7 +81,7 @@ def _fold(x: Tensor, shard: int) -> Tensor:
 def _restarted(
     rule: Rule, shard: int, state: MemoryState, length: int, mask: Tensor | None, offset: Tensor, phase: int | None
 ) -> MemoryState:
-    """Restart the rows whose shard is complete."""
+    """Reset the rows with a complete shard."""
     if mask is not None or phase is None:
         counted = length if mask is None else mask.sum(1)
         return state.reset((offset + counted) % shard == 0, rule)

@@ -14,7 +14,7 @@ from memkit.rule import Rule
 
 
 class Built:
-    """Marks a type whose instances are options as they are; pydantic does not look inside."""
+    """A mark for types with instances as options, which pydantic does not look into."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         """Accept instances."""
@@ -26,7 +26,7 @@ MixerSpec = Spec | Annotated[Mixer, Built()]
 
 
 def mixer_config(spec: Spec, dim: int, heads: int) -> Config:
-    """A mixer inside something wider: `dim` is filled in, and `heads` if the mixer takes it and none is given."""
+    """Return the config of a mixer inside a model: with `dim`, and with `heads` if it takes them and none are given."""
     config = Config.of("mixer", spec)
     takes = inspect.signature(factory("mixer", config.name)).parameters
     given: dict[str, Any] = {"dim": dim}
@@ -36,12 +36,12 @@ def mixer_config(spec: Spec, dim: int, heads: int) -> Config:
 
 
 def build_mixer(spec: MixerSpec, dim: int, heads: int) -> Mixer:
-    """Build a mixer inside something wider; one that is built already is taken as it is."""
+    """Build a mixer inside a model; return one that is already built."""
     return spec if isinstance(spec, Mixer) else mixer_config(spec, dim, heads).build()
 
 
 def one_each(rule: RuleSpec | list[RuleSpec], count: int, of: str) -> list[RuleSpec]:
-    """A rule for each of `count` memories, from one for all or a list; `ValueError` for a list of another length."""
+    """Return a rule for each of `count` memories, from one for all or a list; raise `ValueError` for another length."""
     if not isinstance(rule, list):
         return [rule] * count
     if len(rule) != count:
@@ -50,7 +50,7 @@ def one_each(rule: RuleSpec | list[RuleSpec], count: int, of: str) -> list[RuleS
 
 
 def every_so_often(rule: RuleSpec, tokens: int) -> Rule:
-    """The rule, writing once in `tokens` tokens; its mini-batch has no meaning then and is left out.
+    """Return the rule with one write per `tokens` tokens, without its mini-batch, which has no meaning then.
 
     Raises `ValueError` for a rule that cannot.
     """

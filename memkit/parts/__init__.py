@@ -1,1 +1,1 @@
-"""The parts that rules are made of: memories, objectives, optimizers, retentions and gradient points."""
+"""The parts of rules: memories, objectives, optimizers, retentions and gradient points."""

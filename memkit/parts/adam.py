@@ -1,4 +1,4 @@
-"""Adam: every entry of a weight moves by its own measure."""
+"""Adam: every entry of a weight has its own step size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memkit.rule import Gates, Optimizer, Slots
 def adam_step(
     grad: Tensor, weight: Tensor, slots: Slots, gates: Gates, *, beta1: float, beta2: float, eps: float
 ) -> tuple[Tensor, Slots]:
-    """-lr m / sqrt(v + eps^2), m and v being running means of grad and grad^2, without their bias towards 0."""
+    """-lr m / sqrt(v + eps^2); m, v: running means of grad and grad^2, without their bias towards 0."""
     first, second, writes = slots
     first = beta1 * first + (1 - beta1) * grad
     second = beta2 * second + (1 - beta2) * grad.square()
@@ -25,19 +25,19 @@ def adam_step(
 
 
 def adam_slots(weight: Tensor) -> Slots:
-    """Two running means, and how many writes there were."""
+    """Two running means, and the number of writes."""
     none = torch.zeros_like(weight)
     return none, none, torch.atleast_2d(none)[..., :1, :1].clone()
 
 
 @register("optimizer", "adam")
 def adam(*, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-3, lr: float | None = None) -> Optimizer:
-    """Adam (Kingma, Ba, arXiv 1412.6980); gate lr, for which the option stands in when it is not given. Not linear.
+    """Adam (Kingma, Ba, arXiv 1412.6980); gate lr, with the option as default. Not linear.
 
-    eps is under the root, so that a gradient of 0 has a derivative: lr / eps, through which the outer loop's gradients
-    pass. So it is not the 1e-8 of training, but as large as Muon's: inner gradients are of order 1, and an entry far
-    below eps moves its weight by less. Written every token it runs token by token;
-    with `update_every` it is one step a write. Raises `ValueError` for a beta outside of [0, 1) or an eps not > 0.
+    eps is under the root, so that a gradient of 0 has a derivative, lr / eps, for the outer loop's gradients. So it is
+    as large as Muon's, not the 1e-8 of training: inner gradients are of order 1, and an entry far below eps moves its
+    weight by less. With a write at every token it runs token by token; with `update_every`, in one step per write.
+    Raises `ValueError` for a beta outside of [0, 1) or an eps not > 0.
     """
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and eps > 0):
         raise ValueError(

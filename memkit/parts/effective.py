@@ -1,7 +1,7 @@
-"""Effective weights: retentions that are linear in raw weights, and bend them when a mini-batch begins.
+"""Effective weights: raw weights with a linear update, and a nonlinear map of them at each mini-batch's start.
 
-Follow-the-regularised-leader and mirror descent look like this: gradients gather in a raw weight A, and the memory
-uses W = f(A). So a block of tokens still unrolls with scalars, and f is taken once a mini-batch.
+Follow-the-regularized-leader and mirror descent have this form: gradients gather in a raw weight A, and the memory
+uses W = f(A). So a block of tokens still unrolls with scalars, and f is applied once per mini-batch.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from torch import Tensor
 from memkit.registry import register
 
 SMALLEST = 0.25
-"""A norm to divide by: the papers' equation has none, and W grows without end as A gets small."""
+"""The smallest norm to divide by. The papers have none, and their W grows without limit as A gets small."""
 
 
 @dataclass(frozen=True)
 class LqNormalised:
     """W = A / ||A||_q^(q-2), with the norm over all entries of a matrix (MIRAS eq. 24).
 
-    Norms below 1/4 count as 1/4: the equation itself has no limit where A is empty.
+    Norms below 1/4 count as 1/4: the equation has no limit at A = 0.
     """
 
     q: float
 
     @property
     def name(self) -> str:
-        """What the table of rules calls it."""
+        """The name in the table of rules."""
         return f"l{self.q:g}"
 
     def __call__(self, weight: Tensor) -> Tensor:
-        """Raw `[..., in, out]` -> used."""
+        """Raw weight `[..., in, out]` -> effective weight."""
         power = weight.abs().pow(self.q).sum((-2, -1), keepdim=True)
         return weight / power.clamp(min=SMALLEST**self.q).pow((self.q - 2) / self.q)
 
 
 @dataclass(frozen=True)
 class Softmax:
-    """W = scale * softmax(A): the weights that a KL divergence keeps on a simplex (MIRAS eq. 21, 27).
+    """W = scale * softmax(A): weights on a simplex, by a KL divergence (MIRAS eq. 21, 27).
 
-    over: "inputs" makes what each output takes from the inputs sum to `scale`, "matrix" all entries together.
+    over: "inputs": the weights of each output sum to `scale`; "matrix": all entries together.
     """
 
     scale: float
@@ -51,7 +51,7 @@ class Softmax:
     name = "KL"
 
     def __call__(self, weight: Tensor) -> Tensor:
-        """Raw `[..., in, out]` -> used."""
+        """Raw weight `[..., in, out]` -> effective weight."""
         if self.over == "inputs":
             return self.scale * weight.softmax(-2)
         return self.scale * weight.flatten(-2).softmax(-1).view_as(weight)
@@ -59,14 +59,14 @@ class Softmax:
 
 @dataclass(frozen=True)
 class SoftThreshold:
-    """W = sign(A) max(|A| - threshold, 0): few entries are used, none is lost (MIRAS eq. 23)."""
+    """W = sign(A) max(|A| - threshold, 0): few entries are used, and A keeps all (MIRAS eq. 23)."""
 
     threshold: float
 
     name = "l1"
 
     def __call__(self, weight: Tensor) -> Tensor:
-        """Raw -> used."""
+        """Raw weight -> effective weight."""
         return weight.sign() * F.relu(weight.abs() - self.threshold)
 
 
@@ -80,7 +80,7 @@ def lq(*, q: float = 4.0) -> LqNormalised:
 
 @register("effective", "softmax")
 def softmax(*, scale: float = 1.0, over: Literal["inputs", "matrix"] = "inputs") -> Softmax:
-    """Weights on a simplex, whose logarithms are what is written. Raises `ValueError` unless scale > 0."""
+    """Weights on a simplex; writes add to their logarithms. Raises `ValueError` unless scale > 0."""
     if not scale > 0:
         raise ValueError(f"effective 'softmax': scale must be > 0; got {scale}.")
     return Softmax(scale, over)
@@ -88,7 +88,7 @@ def softmax(*, scale: float = 1.0, over: Literal["inputs", "matrix"] = "inputs")
 
 @register("effective", "soft_threshold")
 def soft_threshold(*, threshold: float = 0.01) -> SoftThreshold:
-    """Weights cut to 0 while they are small. Raises `ValueError` for a negative threshold."""
+    """Small weights count as 0. Raises `ValueError` for a negative threshold."""
     if not threshold >= 0:
         raise ValueError(f"effective 'soft_threshold': threshold must be >= 0; got {threshold}.")
     return SoftThreshold(threshold)

@@ -23,7 +23,7 @@ class GatedMLPMemory:
     linear = False
 
     def shapes(self, key_dim: int, value_dim: int) -> dict[str, tuple[int, int]]:
-        """Two matrices side by side, and one behind them."""
+        """Two matrices in parallel, then one."""
         hidden = self.expansion * min(key_dim, value_dim)
         return {"w1": (key_dim, hidden), "w3": (key_dim, hidden), "w2": (hidden, value_dim)}
 

@@ -22,7 +22,7 @@ class LowRankMemory:
 
     @property
     def name(self) -> str:
-        """What the table of rules calls it."""
+        """The name in the table of rules."""
         return f"rank-{self.rank} matrix"
 
     def shapes(self, key_dim: int, value_dim: int) -> dict[str, tuple[int, int]]:
@@ -40,6 +40,6 @@ class LowRankMemory:
 
 @register("memory", "low_rank")
 def low_rank(*, rank: int = 8) -> LowRankMemory:
-    """A product of two thin matrices, both written. Raises `ValueError` for a rank below 1."""
+    """A product of two thin matrices; both learn. Raises `ValueError` for a rank below 1."""
     at_least_one("low_rank", rank=rank)
     return LowRankMemory(rank)

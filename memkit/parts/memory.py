@@ -1,4 +1,4 @@
-"""Memory models: what holds the associations."""
+"""Memory models: maps from keys to values."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memkit.parts.norm import layer_norm
 from memkit.parts.silu import silu
 from memkit.registry import register
 from memkit.rule import Linear
@@ -42,8 +43,8 @@ class LinearMemory:
 class MLPMemory:
     """A multi-layer perceptron: M(x) = s(... s(x W_1) ...) W_depth, with `expansion` x min(K, V) hidden units.
 
-    residual: M(x) = x + LN(...), whose gain and bias are constants (Titans, proceedings version; TTT-MLP;
-    MIRAS section 5.3). It needs K = V >= 3.
+    residual: M(x) = x + LN(...), with gain and bias as constants (Titans, proceedings version; TTT-MLP; MIRAS
+    section 5.3). It needs K = V >= 3.
     """
 
     depth: int
@@ -55,12 +56,12 @@ class MLPMemory:
 
     @property
     def name(self) -> str:
-        """What the table of rules calls it."""
+        """The name in the table of rules."""
         mlp = f"MLP-{self.depth}"
         return f"x + LN({mlp})" if self.residual else mlp
 
     def shapes(self, key_dim: int, value_dim: int) -> dict[str, tuple[int, int]]:
-        """One matrix a layer, from input to output."""
+        """One matrix per layer, from input to output."""
         if self.residual:
             check_residual(key_dim, value_dim)
             _check_norm(value_dim)
@@ -79,11 +80,11 @@ class MLPMemory:
             hidden = linear(f"w{i}", ACTIVATIONS[self.activation](hidden))
         if not self.residual:
             return hidden
-        return x + F.layer_norm(hidden, hidden.shape[-1:]) * constants["gain"] + constants["bias"]
+        return x + layer_norm(hidden) * constants["gain"] + constants["bias"]
 
 
 def check_residual(key_dim: int, value_dim: int) -> None:
-    """Raise `ValueError` unless an input can be added to an output."""
+    """Raise `ValueError` unless K = V, to add inputs to outputs."""
     if key_dim != value_dim:
         raise ValueError(
             f"a residual memory adds its input to its output, so keys and values must be equally wide; "
@@ -92,7 +93,7 @@ def check_residual(key_dim: int, value_dim: int) -> None:
 
 
 def _check_norm(value_dim: int) -> None:
-    """Raise `ValueError` for a width at which a layer norm is a step."""
+    """Raise `ValueError` below 3 values: there a layer norm is a step function."""
     if value_dim < 3:
         raise ValueError(
             f"a layer norm of {value_dim} value(s) says no more than which is larger, so a memory with one needs "

@@ -1,4 +1,4 @@
-"""Muon: momentum whose steps are orthogonalised, so that all directions of a matrix move alike."""
+"""Muon: orthogonalized momentum, so that all directions of a matrix move equally."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from memkit.registry import register
 from memkit.rule import Gates, Optimizer
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Coefficients of X <- a X + b (X X^T) X + c (X X^T)^2 X that take singular values in (0, 1] near 1 in five steps."""
+"""Coefficients of X <- a X + b (X X^T) X + c (X X^T)^2 X: five steps bring singular values in (0, 1] near 1."""
 
 
 def newton_schulz(matrix: Tensor, steps: int, eps: float = 1e-3) -> Tensor:
     """Push the singular values of matrices `[..., in, out]` towards 1, keeping their singular vectors.
 
-    A matrix whose norm is not well above `eps` ends up shorter. Muon's own is 1e-7, but here the outer loop's
-    gradients come through: they are multiplied by up to 3.4445^steps / eps.
+    A matrix with a norm not well above `eps` ends up shorter. Muon's own eps is 1e-7, but here the gradients of the
+    outer loop pass through, multiplied by up to 3.4445^steps / eps.
     """
     a, b, c = QUINTIC
     tall = matrix.shape[-2] > matrix.shape[-1]
@@ -37,11 +37,10 @@ def orthogonal_step(step: Tensor, gates: Gates, *, steps: int, eps: float) -> Te
 
 @register("optimizer", "muon")
 def muon(*, steps: int = 5, eps: float = 1e-3, lr: float | None = None) -> Optimizer:
-    """Orthogonalised momentum S_t = momentum S_{t-1} + grad, step -lr NewtonSchulz(S_t); gates lr, momentum.
+    """Orthogonalized momentum S_t = momentum S_{t-1} + grad, step -lr NewtonSchulz(S_t); gates lr, momentum.
 
-    steps: iterations of Newton-Schulz, ATLAS' k. eps: the norm of S that counts as none, see `newton_schulz`.
-    lr: what stands in for the gate `lr` when it is not given. Raises `ValueError` for fewer than no steps, or an eps
-    that is not > 0.
+    steps: iterations of Newton-Schulz, ATLAS' k. eps: the scale of negligible S, see `newton_schulz`. lr: the default
+    of the gate `lr`. Raises `ValueError` for negative steps, or an eps not > 0.
     """
     if steps < 0 or not eps > 0:
         raise ValueError(f"optimizer 'muon': steps must be >= 0 and eps > 0; got {steps} and {eps}.")

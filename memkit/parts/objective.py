@@ -1,4 +1,4 @@
-"""Objectives (attentional bias): what a write makes smaller, per token."""
+"""Objectives (attentional bias): the loss per token that a write reduces."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ def negative_dot(prediction: Tensor, target: Tensor, gates: Gates) -> Tensor:
 
 
 def huber_of_norm(prediction: Tensor, target: Tensor, gates: Gates) -> Tensor:
-    """Half ||e||^2 where ||e|| <= delta, else delta (||e|| - delta / 2)."""
+    """1/2 ||e||^2 if ||e|| <= delta, else delta (||e|| - delta / 2)."""
     return _huber((prediction - target).square().sum(-1), gates["delta"])
 
 
 def huber_of_entries(prediction: Tensor, target: Tensor, gates: Gates) -> Tensor:
-    """The same of each entry of e, summed over V."""
+    """`huber_of_norm` of each entry of e, summed over V."""
     return _huber((prediction - target).square(), gates["delta"].unsqueeze(-1)).sum(-1)
 
 
 def _huber(square: Tensor, delta: Tensor) -> Tensor:
     inside = square <= delta.square()
-    size = torch.where(inside, 1.0, square).sqrt()  # no root of 0 is ever differentiated
+    size = torch.where(inside, 1.0, square).sqrt()  # never differentiates a root at 0
     return torch.where(inside, square / 2, delta * (size - delta / 2))
 
 
 def power_error(prediction: Tensor, target: Tensor, gates: Gates, *, p: float, smooth: float) -> Tensor:
-    """||e||_p^p, |e| being sqrt(e^2 + smooth)."""
+    """||e||_p^p with |e| = sqrt(e^2 + smooth)."""
     error = prediction - target
-    # Not abs(), whose second derivative makes torch load its compiler, for seconds.
+    # Not abs(): its second derivative makes torch load its compiler, for seconds.
     size = (error.square() + smooth).sqrt() if smooth else error * error.detach().sign()
     return size.pow(p).sum(-1)
 
@@ -66,9 +66,9 @@ def dot() -> Objective:
 
 @register("objective", "huber")
 def huber(*, of: Literal["norm", "entries"] = "norm") -> Objective:
-    """Half the squared error up to an error of delta, and linear beyond it: outliers pull no harder (gate delta).
+    """Half the squared error up to an error of delta, linear beyond it: outliers pull no harder (gate delta).
 
-    of: "norm" looks at ||M(k) - v|| (MIRAS eq. 15), "entries" at each of its entries (eq. 13).
+    of: "norm" for ||M(k) - v|| (MIRAS eq. 15), "entries" for each entry (eq. 13).
     """
     return Objective(name="huber", loss=huber_of_norm if of == "norm" else huber_of_entries, gates=(DELTA,))
 
@@ -77,8 +77,8 @@ def huber(*, of: Literal["norm", "entries"] = "norm") -> Objective:
 def lp(*, p: float = 3.0, smooth: float = 0.0) -> Objective:
     """||M(k) - v||_p^p (MIRAS eq. 10-11); its gradient is p sign(e) |e|^(p-1).
 
-    smooth: |e| becomes sqrt(e^2 + smooth), the paper's stand-in, where it takes 1e-6. Below p = 2 the outer loop's
-    gradients need it. Raises `ValueError` for p below 1 or a negative `smooth`.
+    smooth: replace |e| by sqrt(e^2 + smooth); the paper has 1e-6. Below p = 2 the outer loop's gradients need it.
+    Raises `ValueError` for p below 1 or a negative `smooth`.
     """
     if not p >= 1 or not smooth >= 0:
         raise ValueError(f"objective 'lp': p must be >= 1 and smooth >= 0; got p = {p} and smooth = {smooth}.")

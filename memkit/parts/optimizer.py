@@ -1,6 +1,6 @@
-"""Optimizers (memory algorithm): how a token's gradient becomes a step, on one weight.
+"""Optimizers (memory algorithm): from a token's gradient to a step, on one weight.
 
-`torch.addcmul(x, a, b)` is x + a b in one pass over the matrix, where a product and a sum take two.
+`torch.addcmul(x, a, b)` is x + a b in one pass over the matrix; a product and a sum take two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MOMENTUM = Gate("momentum", 0.0, 1.0)
 
 
 def lr_gate(default: float | None) -> Gate:
-    """The gate `lr`; `default` stands in where it is not given, None makes it required."""
+    """The gate `lr` with a `default`; None makes it required."""
     return replace(LR, default=default)
 
 
@@ -58,8 +58,8 @@ def gradient_descent(
 ) -> Optimizer:
     """Plain gradient descent; gate lr.
 
-    lr: what stands in for the gate when it is not given; None makes it required. lr_max: the end of its range.
-    per: a number a head, or one for each of several pairs that a token brings.
+    lr: the default of the gate; None makes it required. lr_max: the end of its range. per: one number per head, or one
+    for each of a token's several pairs.
     """
     return Optimizer(
         name="gradient_descent", step=gradient_step, gates=(replace(LR, high=lr_max, per=per, default=lr),)
@@ -74,8 +74,8 @@ def momentum(*, lr: float | None = None) -> Optimizer:
 
 @register("optimizer", "heavy_ball")
 def heavy_ball(*, lr: float | None = None) -> Optimizer:
-    """Momentum that gathers gradients and is scaled when it moves the weight; gates lr, momentum.
+    """Momentum of gradients, scaled by lr at each step; gates lr, momentum.
 
-    It differs from "momentum" where lr changes: there a gradient keeps the lr of its own token.
+    In "momentum", each gradient keeps the lr of its own token; so the two differ if lr changes.
     """
     return Optimizer(name="heavy_ball", step=heavy_step, init=zero_slot, gates=(lr_gate(lr), MOMENTUM))

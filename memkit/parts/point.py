@@ -1,4 +1,4 @@
-"""Gradient points by name: at which weights a write's gradient is taken."""
+"""Gradient points by name: the weights to take a write's gradient at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from memkit.rule import Point, at_decayed, at_lookahead, at_weights
 
 @register("point", "weights")
 def weights() -> Point:
-    """The weight itself, as plain gradient descent has it."""
+    """The weight itself, as in plain gradient descent."""
     return at_weights
 
 
@@ -20,5 +20,5 @@ def decayed() -> Point:
 
 @register("point", "lookahead")
 def lookahead() -> Point:
-    """M + momentum S: where the momentum alone would lead (Nesterov); needs the optimizer momentum."""
+    """M + momentum S: the weight after the momentum alone (Nesterov); needs the optimizer momentum."""
     return at_lookahead

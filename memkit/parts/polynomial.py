@@ -1,7 +1,7 @@
 """Polynomial features of keys and queries, in front of any memory (ATLAS eq. 10, 22).
 
-A part of the memory and not of `Rule.prepare`, because then windows carry the narrow keys, and the residual of
-ATLAS' memories adds what is as wide as the values.
+A part of the memory and not of `Rule.prepare`: so windows carry the narrow keys, and the residual of ATLAS' memories
+adds inputs as wide as the values.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def polynomial(x: Tensor, degree: int) -> Tensor:
     Scaled so that phi(q) phi(k)^T = sum_{j <= degree} (q k^T)^j / j!, the beginning of exp(q k^T) (ATLAS eq. 22-23).
     """
     features = [torch.ones_like(x[..., :1])]
-    monomials = _monomials if type(x) is Tensor else _monomials.__wrapped__  # fake ones must not outlive their mode
+    monomials = _monomials if type(x) is Tensor else _monomials.__wrapped__  # fake tensors must not outlive their mode
     for factors, scale in monomials(x.shape[-1], degree, x.dtype, x.device):
         features.append(reduce(torch.mul, [x[..., each] for each in factors]) * scale)
     return torch.cat(features, -1)
@@ -35,7 +35,7 @@ def polynomial(x: Tensor, degree: int) -> Tensor:
 
 @cache
 def _monomials(width: int, degree: int, dtype: torch.dtype, device: torch.device) -> list[tuple[list[Tensor], Tensor]]:
-    """For each degree from 1: which entries to multiply, one index tensor a factor, and the monomials' scales."""
+    """For each degree from 1: an index tensor per factor, for the entries to multiply, and the monomials' scales."""
     found = []
     for j in range(1, degree + 1):
         chosen = list(combinations_with_replacement(range(width), j))
@@ -47,7 +47,7 @@ def _monomials(width: int, degree: int, dtype: torch.dtype, device: torch.device
 
 @dataclass(frozen=True)
 class PolynomialMemory:
-    """M(x) = inner(phi(x)), or with `residual` x + inner(phi(x)), which needs K = V."""
+    """M(x) = inner(phi(x)); with `residual`, x + inner(phi(x)) for K = V."""
 
     inner: MemoryModel
     degree: int
@@ -57,12 +57,12 @@ class PolynomialMemory:
 
     @property
     def name(self) -> str:
-        """What the table of rules calls it."""
+        """The name in the table of rules."""
         inner = getattr(self.inner, "name", type(self.inner).__name__)
         return "x + " * self.residual + f"{inner} of phi_{self.degree}"
 
     def shapes(self, key_dim: int, value_dim: int) -> dict[str, tuple[int, int]]:
-        """Those of the inner memory, for keys as wide as their features."""
+        """Those of the inner memory, for keys as wide as the features."""
         if self.residual:
             check_residual(key_dim, value_dim)
         return self.inner.shapes(math.comb(key_dim + self.degree, self.degree), value_dim)
@@ -81,7 +81,7 @@ class PolynomialMemory:
 def polynomial_memory(*, memory: Spec = "mlp", degree: int = 2, residual: bool = False) -> PolynomialMemory:
     """Any memory, of polynomial features of its keys (ATLAS section 3): room for O(K^degree) pairs in a matrix.
 
-    memory: the inner one, by name or config. Raises `ValueError` for a degree below 1.
+    memory: the inner memory, by name or config. Raises `ValueError` for a degree below 1.
     """
     at_least_one("polynomial", degree=degree)
     return PolynomialMemory(build("memory", memory), degree, residual)

@@ -1,4 +1,4 @@
-"""What happens to tokens before a memory meets them: feature maps, and several steps a token."""
+"""Changes of tokens before the memory: feature maps, and several steps per token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retentions (forgetting): what is kept of a weight when a step arrives."""
+"""Retentions (forgetting): the weight after a step, from the weight before."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from memkit.rule import Gate, Gates, Retention, Slots
 DECAY = Gate("decay", 0.0, 1.0)
 THRESHOLD = Gate("threshold", 0.0, math.inf)
 NO_NORM = 1e-16
-"""What is added to squared norms, so that a column of zeros stays one."""
+"""Added to squared norms, so that a column of zeros stays zero."""
 
 
 def keep_all(weight: Tensor, step: Tensor, slots: Slots, gates: Gates) -> Tensor:
@@ -59,17 +59,17 @@ def none() -> Retention:
 
 @register("retention", "decay")
 def decay(*, per: Literal["head", "key"] = "head") -> Retention:
-    """Weight decay: a data-dependent forget gate; gate decay, a number a head or a key channel."""
+    """Weight decay: a data-dependent forget gate; gate decay, one number per head or per key channel."""
     return Retention(name="decay", keep=keep_decayed, gates=(replace(DECAY, per=per),))
 
 
 @register("retention", "elastic_net")
 def elastic_net() -> Retention:
-    """Weight decay, and small entries are cut to 0 (MIRAS eq. 22); gates decay, threshold. Not linear."""
+    """Weight decay, with small entries cut to 0 (MIRAS eq. 22); gates decay, threshold. Not linear."""
     return Retention(name="elastic_net", keep=keep_sparse, gates=(DECAY, THRESHOLD), linear=False)
 
 
 @register("retention", "normalised")
 def normalised() -> Retention:
-    """Every output's column keeps the length it began with, whatever is written (LaCT eq. 8). Not linear."""
+    """Each output's column keeps its initial length (LaCT eq. 8). Not linear."""
     return Retention(name="normalised", keep=keep_length, init=begin_length, linear=False)

@@ -5,7 +5,7 @@
     M(x) = x + s(phi(x) W_1) W_2, or x + (s(phi(x) W_1) * phi(x) W_3) W_2 (Atlas++)              (42, 43)
 
 t' is the last multiple of the mini-batch: with it the S_t of a mini-batch do not depend on each other's weights, so
-they are all gathered and orthogonalised at once, which is the paper's own parallel form (39-41) and exact. It holds
+they are all gathered and orthogonalized at once, which is the paper's own parallel form (39-41) and exact. It holds
 a matrix for each token of a mini-batch. Cheaper is one step every n tokens: mini_batch=1, window=1, update_every=n,
 as in the rule "lact".
 
@@ -38,7 +38,7 @@ def atlas(
     """The last `window` tokens learned by Muon.
 
     degree: of the features in front of the memory; 1 is keys with a constant beside them, the paper's ablation but for
-    the constant. 2 makes what is orthogonalised at every token K / 2 times as large: for narrow heads.
+    the constant. 2 makes the matrices to orthogonalize K / 2 times larger: for narrow heads.
     gated: Atlas++. steps: of Newton-Schulz.
     """
     kind = {"name": "gated_mlp"} if gated else {"name": "mlp", "activation": "gelu"}

@@ -1,11 +1,10 @@
 """Linear attention (Katharopoulos, Vyas, Pappas, Fleuret, arXiv 2006.16236, eq. 16-20).
 
-    S_t = S_{t-1} + phi(k_t) v_t^T,   y_t = S_t^T phi(q_t)                   (18, 20 without its normaliser)
+    S_t = S_{t-1} + phi(k_t) v_t^T,   y_t = S_t^T phi(q_t)                   (18, 20 without its normalizer)
     phi(x) = elu(x) + 1                                                       (7)
 
-A matrix written by the dot objective, which forgets nothing. The paper divides y_t by phi(q_t)^T sum_s phi(k_s);
-mixers normalise what they read instead, as all that followed do. `lr` scales each write; the paper has none, so it
-is 1 when not given.
+A matrix, the dot objective, and no forgetting. The paper divides y_t by phi(q_t)^T sum_s phi(k_s); mixers normalize
+their outputs instead, as later papers do. `lr` scales each write; the paper has none, so it is 1 by default.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     S_t = argmin_S ||S - S_{t-1}||^2 + beta_t ||S k_t - x_t||^2
         = S_{t-1} (I - epsilon_t k_t k_t^T) + epsilon_t x_t k_t^T,   epsilon_t = beta_t / (1 + beta_t k_t^T k_t)
 
-The delta rule with a step that cannot overshoot, whatever beta >= 0 and the key. Symbols: beta = `lr`, one number a
-head (the paper has one a value channel, which is heads of V = 1), x = value. The engine's matrix is S^T. The paper's
+The delta rule with a step that cannot overshoot, for any beta >= 0 and any key. Symbols: beta = `lr`, one number per
+head (the paper has one per value channel, as heads of V = 1 do), x = value. The engine's matrix is S^T. The paper's
 kernel keeps the diagonal of k_t k_t^T only; this is the exact step.
 """
 

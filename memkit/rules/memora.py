@@ -3,9 +3,9 @@
     W_t = softmax(alpha_t log W_{t-1} - eta_t grad || M(W_{t'}; k_t) - v_t ||^2)
     M(x) = x + LN(gelu(x W_1) W_2), four times as wide inside             (section 5.3)
 
-A softmax does not see what is added to all its logits, so with A_t = alpha_t A_{t-1} - eta_t grad the same is
-W_t = softmax(A_t): A are the raw weights, W the effective ones, taken at the ends of mini-batches, and t' is the
-last of them. Symbols: alpha = 1 - `decay`, eta = `lr`.
+A constant added to all logits does not change a softmax. So with A_t = alpha_t A_{t-1} - eta_t grad the equation is
+W_t = softmax(A_t): A are the raw weights, W the effective ones, taken at the ends of mini-batches; t' is the last
+such end. Symbols: alpha = 1 - `decay`, eta = `lr`.
 
 The equation does not say over which entries the softmax runs: here over the inputs of each output, so that every
 output is an average of them; `over="matrix"` is the other reading. The paper's gates are per channel; a deep memory

@@ -3,12 +3,12 @@
     S_t = S_{t-1} (diag(w_t) - khat_t^T (a_t * khat_t)) + v_t^T ktilde_t,   y_t = r_t S_t^T
     khat_t = k_t * xi / ||k_t * xi||,   ktilde_t = k_t * lerp(1, a_t, alpha)
 
-What is erased under the removal key khat and what is written under the replacement key ktilde need not be the same,
-so a token makes two steps: it fades and erases, at the weights as they were, and then writes.
+A token erases under the removal key khat and writes under the replacement key ktilde. So it makes two steps: it
+fades and erases, at the weights before the token, and then writes.
 
-Symbols: w = 1 - `decay`, a = `erase`, xi = `removal_key`, alpha = `replacement`, all a number a key channel; the last
-two are learned constants in the paper and 1 when not given; r = query. `removal` (1 when not given) scales what the
-removal key finds; at 0 only the decay forgets. The paper calls a an in-context learning rate, but it writes with
+Symbols: w = 1 - `decay`, a = `erase`, xi = `removal_key`, alpha = `replacement`, all one number per key
+channel; the last two are learned constants in the paper and 1 by default; r = query. `removal` (1 by default) scales
+the erasure; at 0 only the decay forgets. The paper calls a an in-context learning rate, but it writes with
 a = 0 too, so it is not the gate `lr`. The engine's matrix is S^T.
 """
 
@@ -30,7 +30,7 @@ KEYS = (Gate("removal_key", 0.1, 2.0, per="key", default=1.0), Gate("replacement
 
 
 def erase_or_write(prediction: Tensor, target: Tensor, gates: Gates) -> Tensor:
-    """1/2 removal ||M(k)||^2 - <M(k), v>: a step that erases has v = 0, one that writes has removal = 0."""
+    """1/2 removal ||M(k)||^2 - <M(k), v>: v = 0 in a step that erases, removal = 0 in a step that writes."""
     return 0.5 * gates["removal"] * prediction.square().sum(-1) - (prediction * target).sum(-1)
 
 

@@ -1,4 +1,4 @@
-"""Holding components to their laws: in one call, or as one pytest item for each law."""
+"""Hold components to their laws: in one call, or as one pytest item per law."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 from memkit.mixers.base import Mixer
 from memkit.registry import build, exemptions, nearest
 from memkit.rule import Rule
+from memkit.testing.component import Component, component_of, rule_component, sequence_component
 from memkit.testing.law import Law
 from memkit.testing.profiles import Profile, profile_of
 from memkit.testing.report import Report
+from memkit.testing.runner import judge, try_law
 from memkit.testing.strategies import ENGINE, Engine
-from memkit.testing.subjects import Subject, rule_subject, sequence_subject, subject_of
-from memkit.testing.trying import judge, try_law
 
 
 def check_rule(
@@ -31,14 +31,14 @@ def check_rule(
 ) -> Report:
     """Hold a rule (or the name or config of one) to the laws of rules.
 
-    exempt: law -> reason, for laws that the rule is not meant to keep; an exempt law that is kept after all is a
-    failure. Left out, they are those that a registered name came with. laws: only these, by name, or laws of your
-    own. engine: other functions to run the rule with. Raises `LawBroken`, unless told not to, and `ValueError` for
+    exempt: law -> reason, of laws that the rule may break; to keep an exempt law is a failure. Default: the exemptions
+    of a registered name. laws: only these, by name, or laws of your own. engine: other functions to run the rule
+    with. raises: False to get the report of broken laws instead of an error. Raises `LawBroken`, and `ValueError` for
     unknown laws and profiles and for exemptions without a reason.
     """
     if exempt is None and not isinstance(rule, Rule):
         exempt = exemptions("rule", rule if isinstance(rule, str) else str(rule.get("name")))
-    return _check(rule_subject(build("rule", rule), engine), exempt, profile, laws, raises)
+    return _check(rule_component(build("rule", rule), engine), exempt, profile, laws, raises)
 
 
 def check_mixer(
@@ -49,12 +49,11 @@ def check_mixer(
     laws: Iterable[str | Law] | None = None,
     raises: bool = True,
 ) -> Report:
-    """Hold the mixers that `factory()` makes to the laws of mixers; arguments and errors as for `check_rule`.
+    """Hold the mixers made by `factory()` to the laws of mixers; arguments and errors as for `check_rule`.
 
-    Small ones do: a width of 8, and windows, segments and mini-batches of 3 or 4 tokens, as the laws are tried on
-    up to 12 tokens.
+    Make small ones: a width of 8, and windows, segments and mini-batches of 3 or 4 tokens, as problems have up to 12.
     """
-    return _check(sequence_subject(factory, "mixer"), exempt, profile, laws, raises)
+    return _check(sequence_component(factory, "mixer"), exempt, profile, laws, raises)
 
 
 def check_model(
@@ -65,11 +64,11 @@ def check_model(
     laws: Iterable[str | Law] | None = None,
     raises: bool = True,
 ) -> Report:
-    """Hold the language models that `factory()` makes to the laws of sequences, through their ids.
+    """Hold the language models made by `factory()` to the laws of sequences, through their ids.
 
     Arguments, sizes and errors as for `check_mixer`.
     """
-    return _check(sequence_subject(factory, "model"), exempt, profile, laws, raises)
+    return _check(sequence_component(factory, "model"), exempt, profile, laws, raises)
 
 
 def parametrize_with_laws(
@@ -78,7 +77,7 @@ def parametrize_with_laws(
     exempt: Mapping[str, Mapping[str, str]] | None = None,
     profile: str | Profile = "default",
 ) -> pytest.MarkDecorator:
-    """Make one pytest item for each component and each law that applies to it.
+    """Make one pytest item for each component and each of its laws.
 
         @parametrize_with_laws([my_rule, lambda: MyMixer(dim=8)])
         def test_laws(component, law):
@@ -88,51 +87,51 @@ def parametrize_with_laws(
     (law -> reason); these items must fail. Raises `ValueError` for unknown labels and laws, and for exemptions
     without a reason.
     """
-    subjects = [subject_of(component, label) for label, component in _labelled(components)]
+    selected = [component_of(one, label) for label, one in _labeled(components)]
     exempt = exempt or {}
     for label in exempt:
-        if label not in [subject.label for subject in subjects]:
-            raise ValueError(f"{label!r} is exempt but not tested. {nearest(label, [s.label for s in subjects])}")
+        if label not in (labels := [one.label for one in selected]):
+            raise ValueError(f"{label!r} is exempt but not tested. {nearest(label, labels)}")
     items = []
-    for subject in subjects:
-        reasons = exempt.get(subject.label, {})
-        subject.check_exemptions(reasons)
-        for law in subject.laws.values():
-            if law.name not in reasons and not law.applies(subject.specimen):
+    for one in selected:
+        reasons = exempt.get(one.label, {})
+        one.check_exemptions(reasons)
+        for law in one.laws.values():
+            if law.name not in reasons and not law.applies(one.specimen):
                 continue
             fails = [pytest.mark.xfail(strict=True, reason=reasons[law.name])] if law.name in reasons else []
-            held = _Held(subject, law, profile_of(profile))
-            items.append(pytest.param(subject.specimen, held, marks=fails, id=f"{subject.label}-{law.name}"))
+            held = _Held(one, law, profile_of(profile))
+            items.append(pytest.param(one.specimen, held, marks=fails, id=f"{one.label}-{law.name}"))
     return pytest.mark.parametrize(("component", "law"), items)
 
 
 @dataclass(frozen=True)
 class _Held:
-    """A law as a pytest item has it: call it with the item's component."""
+    """The law of a pytest item: call it with the item's component."""
 
-    subject: Subject
+    held: Component
     law: Law
     profile: Profile
 
     def __call__(self, component: Any) -> None:
-        Report(self.subject.label, (try_law(self.subject, self.law, self.profile),)).raise_failures()
+        Report(self.held.label, (try_law(self.held, self.law, self.profile),)).raise_failures()
 
 
 def _check(
-    subject: Subject,
+    component: Component,
     exempt: Mapping[str, str] | None,
     profile: str | Profile,
     laws: Iterable[str | Law] | None,
     raises: bool,
 ) -> Report:
     exempt, profile = exempt or {}, profile_of(profile)
-    subject.check_exemptions(exempt)
-    verdicts = [judge(subject, law, exempt, profile) for law in subject.with_laws(laws).laws.values()]
-    report = Report(subject.label, tuple(verdicts))
+    component.check_exemptions(exempt)
+    verdicts = [judge(component, law, exempt, profile) for law in component.with_laws(laws).laws.values()]
+    report = Report(component.label, tuple(verdicts))
     if raises:
         report.raise_failures()
     return report
 
 
-def _labelled(components: Mapping[str, Any] | Iterable[Any]) -> list[tuple[str | None, Any]]:
+def _labeled(components: Mapping[str, Any] | Iterable[Any]) -> list[tuple[str | None, Any]]:
     return list(components.items()) if isinstance(components, Mapping) else [(None, one) for one in components]

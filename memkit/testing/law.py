@@ -1,4 +1,4 @@
-"""What a law is: a named function of a component and a problem, with its equation in the docstring."""
+"""A law: a named function of a component and a problem, with its equation as docstring."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from memkit.testing.close import Mismatch
+from memkit.testing.tolerance import Mismatch
 
 
 class LawBroken(AssertionError):
@@ -15,18 +15,17 @@ class LawBroken(AssertionError):
 
 
 def always(component: Any) -> bool:
-    """Most laws are for everybody."""
+    """The default of `Law.applies`: the law is for every component."""
     return True
 
 
 @dataclass(frozen=True)
 class Law:
-    """A law and who is held to it.
+    """A law and the components it is for.
 
-    check(component, problem) raises `Mismatch` where the law is broken, and `Discarded` where the problem says
-    nothing about it. applies(component) tells whether the law has a meaning for it; `asks` says in words what
-    it takes. share: the part of a profile's examples that an expensive law gets. hint: what is usually wrong where
-    the law is broken.
+    check(component, problem) raises `Mismatch` if the law is broken, and `Discarded` if the problem says nothing
+    about it. applies(component): whether the law has a meaning for the component; asks: its condition in words.
+    share: the part of a profile's examples, below 1 for expensive laws. hint: the usual cause of a failure.
     """
 
     name: str
@@ -43,7 +42,7 @@ class Law:
 
     @property
     def objection(self) -> str:
-        """How it begins to say what it finds wrong."""
+        """The beginning of this law's messages."""
         return f"law {self.name!r}: "
 
     def __call__(self, component: Any, problem: Any) -> None:

@@ -1,8 +1,8 @@
-"""Profiles: how hard to try.
+"""Profiles: the effort of a check.
 
-quick      3 problems a law and component: seconds
-default    10, the same ones every time: what tests run
-nightly    10,000 a law, spread over the components that it applies to
+quick      3 problems per law and component: seconds
+default    10, the same in every run: for tests
+nightly    10,000 per law, spread over its components
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from memkit.testing.strategies import LONG_STREAM
 
 @dataclass(frozen=True)
 class Profile:
-    """How hard to try.
+    """The effort of a check.
 
-    examples: problems a law and component (an expensive law gets its `share` of them). spread: they are a law's,
-    for all components together. seed: where they come from. shrink: whether a failure is made small.
-    stream: tokens of the streams on which single precision is held to double. longest: tokens of one more such
-    stream for each rule, or 0.
+    examples: problems per law and component; an expensive law gets its `share` of them. spread: examples are per law,
+    for all components together. seed: the seed of the problems. shrink: reduce a failing problem to a small one.
+    stream: tokens of the streams that compare single precision with double. longest: tokens of one more such stream
+    per rule, or 0.
     """
 
     examples: int

@@ -1,4 +1,4 @@
-"""What comes of holding a component to its laws: a verdict for each, and a report in words."""
+"""The result of a check: a verdict per law, and a report in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from memkit.testing.law import LawBroken
 
 RAISED = "it raised "
-"""How a verdict begins on a component that fell over before a law could look at it."""
+"""The beginning of a verdict on a component that raised an error of its own."""
 Status = Literal["passed", "failed", "exempt", "does not apply"]
 
 
@@ -17,9 +17,9 @@ Status = Literal["passed", "failed", "exempt", "does not apply"]
 class Verdict:
     """One law's verdict.
 
-    hint: what is usually wrong when this law is broken. detail: what broke it, the reason of an exemption, or what
-    it takes for the law to apply. example: the smallest failing problem, which can be typed in again. examples,
-    discarded: problems tried, and how many of them said nothing; seconds: how long that took.
+    hint: the usual cause of a failure. detail: the failure, the reason of an exemption, or the condition of a law that
+    does not apply. example: the smallest failing problem, to type in again. examples, discarded: the number of problems
+    tried, and of those that said nothing. seconds: the time taken.
     """
 
     law: str
@@ -44,7 +44,7 @@ class Verdict:
 
 
 def repeated(verdicts: Iterable[Verdict]) -> dict[str, str]:
-    """Law -> the law before it that fell over in the same way: one mistake that stops many laws is told once."""
+    """Law -> an earlier law with the same error: a mistake that stops many laws is reported once."""
     found: dict[str, str] = {}
     first: dict[str, str] = {}
     for verdict in verdicts:
@@ -77,7 +77,7 @@ class Report:
         return "\n".join([f"{self.component}: {counts}", *self._told(self.verdicts)])
 
     def raise_failures(self) -> None:
-        """Raise `LawBroken` with everything there is to say about the broken laws, if there are any."""
+        """Raise `LawBroken` with a paragraph per broken law, if there is any."""
         if self.failures:
             names = ", ".join(repr(verdict.law) for verdict in self.failures)
             told = "\n".join(self._told(self.failures))

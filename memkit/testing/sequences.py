@@ -11,20 +11,20 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from memkit.testing.examples import Written
+from memkit.testing.replay import Replayable
 from memkit.testing.strategies import MaskKind, cuts, draw_mask, draw_segments, seeds
 
 UNREAD = (float("nan"), float("inf"), -float("inf"), 1e30)
-"""What stands under a mask: nothing may depend on it."""
+"""Values of masked tokens: no result may depend on them."""
 UNREAD_IDS = (-1, 10**9)
 LONG = 300
 """Tokens of an adversarial stream."""
 MOVED = 0.3
-"""How far, about, the vectors of an enlarged component are from where they begin."""
+"""Standard deviation of the change of vectors in an enlarged component."""
 
 
 class Sequence(Protocol):
-    """The contract that mixers and language models share; see `memkit.mixers.base.Mixer`."""
+    """The shared contract of mixers and language models; see `memkit.mixers.base.Mixer`."""
 
     def __call__(
         self,
@@ -43,7 +43,7 @@ class Sequence(Protocol):
         ...
 
     def reset(self, state: Any, rows: Tensor) -> Any:
-        """Start some rows afresh."""
+        """Reset some rows to the initial state."""
         ...
 
     def state_bytes(self, tokens: int) -> int:
@@ -52,12 +52,12 @@ class Sequence(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class SequenceProblem(Written):
-    """A small situation for a sequence component: sizes, what came before, and a seed.
+class SequenceProblem(Replayable):
+    """A small problem for a sequence component: sizes, a past, and a seed. The defaults are the smallest problem.
 
-    The defaults are the smallest one. prefix: tokens already read; ragged: rows have read different numbers of
-    them. cuts: two places in 0..tokens. gain: by how much `enlarged` multiplies matrices. write: whether the component
-    learns. filled: whether what begins as a matrix of zeros, the memory of one matrix, begins as random numbers.
+    prefix: tokens already read; ragged: their number differs between rows. cuts: two places in 0..tokens. gain: the
+    factor of matrices in `enlarged`. write: whether the component learns. filled: replace initial matrices of zeros,
+    as in a memory of one matrix, by random ones.
     """
 
     batch: int = 1
@@ -71,11 +71,11 @@ class SequenceProblem(Written):
     seed: int = 0
 
     def generator(self, stream: int) -> torch.Generator:
-        """Random numbers of this problem; every use has a stream of its own."""
+        """Random numbers of this problem; every use has its own `stream`."""
         return torch.Generator().manual_seed(1000 * self.seed + stream)
 
     def build(self, factory: Callable[[], Any]) -> Any:
-        """A component in float64, initialised from the seed, without matrices of zeros if the problem is `filled`."""
+        """A component in float64, initialized from the seed; if `filled`, without matrices of zeros."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             component = factory().double()
@@ -84,11 +84,11 @@ class SequenceProblem(Written):
         return component
 
     def enlarged(self, component: Any) -> Any:
-        """A copy whose matrices are `gain` times as large, if that is not 1: what is small or 0 at first is not hidden.
+        """A copy with matrices `gain` times larger, if gain is not 1, to show the effect of small or zero ones.
 
-        What is 0, as a memory of one matrix is before it learns, becomes as large as other matrices are; vectors move
-        a little. They are biases, gains and logarithms, of which a multiple can mean nothing: three times a step
-        size's is its cube, with which a memory writes next to nothing and reads the noise of that, normalised.
+        Matrices of zeros, as in a memory of one matrix, become random. Vectors are biases, gains and logarithms, and
+        move a little instead: three times the logarithm of a step size is its cube, and a memory with it would write
+        almost nothing, and read the normalized noise of that.
         """
         larger, generator = copy.deepcopy(component), self.generator(9)
         if self.gain != 1:
@@ -103,11 +103,11 @@ class SequenceProblem(Written):
 
     def inputs(self, component: Any, length: int | None = None, stream: int = 1) -> Tensor:
         """Random inputs of `batch` rows for this kind of component."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what the inputs are.")
+        raise NotImplementedError(f"{type(self).__name__} has no inputs.")
 
     def spoiled(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """The same inputs with what must not be looked at where `mask` `[B, T]` is false."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what must not be looked at.")
+        """The inputs, replaced by `UNREAD` values if `mask` `[B, T]` is false."""
+        raise NotImplementedError(f"{type(self).__name__} has no values for masked tokens.")
 
     def adversarial(self, component: Any) -> Tensor:
         """A batch of long streams, one kind a row."""
@@ -115,12 +115,12 @@ class SequenceProblem(Written):
 
     @torch.no_grad()
     def state_after_prefix(self, component: Any) -> Any:
-        """The state in use: after the prefix, without history."""
+        """The state after the prefix, without history."""
         mask = self.mask(length=self.prefix, stream=4) if self.ragged else None
         return component(self.inputs(component, self.prefix, stream=3), mask=mask)[1]
 
     def state_for(self, component: Any) -> Any:
-        """The state after the prefix, or a fresh one, through which gradients flow to what is learned."""
+        """The state after the prefix, or a fresh one with gradients to the parameters."""
         return self.state_after_prefix(component) if self.prefix else component.init_state(self.batch)
 
     def mask(self, kind: MaskKind = "anywhere", length: int | None = None, stream: int = 5) -> Tensor:
@@ -134,7 +134,7 @@ class SequenceProblem(Written):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class MixerProblem(SequenceProblem):
-    """A problem whose inputs are x `[B, T, D]`."""
+    """A problem with inputs x `[B, T, D]`."""
 
     def inputs(self, component: Any, length: int | None = None, stream: int = 1) -> Tensor:
         """Normal x `[B, T, D]`, float64."""
@@ -142,12 +142,12 @@ class MixerProblem(SequenceProblem):
         return torch.randn(shape, generator=self.generator(stream), dtype=torch.float64)
 
     def spoiled(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """NaN, infinities and huge numbers under the mask."""
+        """NaN, infinities and huge numbers at masked tokens."""
         junk = torch.tensor(UNREAD, dtype=inputs.dtype).repeat(inputs.numel() // len(UNREAD) + 1)
         return torch.where(mask[..., None], inputs, junk[: inputs.numel()].view_as(inputs))
 
     def adversarial(self, component: Any) -> Tensor:
-        """Rows: one token for ever, two in turn, random, and random a hundred times as large; float32."""
+        """Rows: one token forever, two in turn, random, and random times 100; float32."""
         x = replace(self, batch=4).inputs(component, LONG).float()
         x[0], x[1, 0::2], x[1, 1::2] = x[0, 0], x[1, 0].clone(), x[1, 1].clone()
         x[3] *= 100
@@ -156,7 +156,7 @@ class MixerProblem(SequenceProblem):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ModelProblem(SequenceProblem):
-    """A problem whose inputs are ids `[B, T]`."""
+    """A problem with inputs ids `[B, T]`."""
 
     def inputs(self, component: Any, length: int | None = None, stream: int = 1) -> Tensor:
         """Uniform ids `[B, T]`."""
@@ -164,12 +164,12 @@ class ModelProblem(SequenceProblem):
         return torch.randint(component.vocab_size, shape, generator=self.generator(stream))
 
     def spoiled(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """Ids under the mask that are not in any vocabulary."""
+        """Ids outside of any vocabulary at masked tokens."""
         junk = torch.tensor(UNREAD_IDS).repeat(inputs.numel() // len(UNREAD_IDS) + 1)
         return torch.where(mask, inputs, junk[: inputs.numel()].view_as(inputs))
 
     def adversarial(self, component: Any) -> Tensor:
-        """Rows: one id for ever, two in turn, random."""
+        """Rows: one id forever, two in turn, random."""
         ids = replace(self, batch=3).inputs(component, LONG)
         ids[0], ids[1, 0::2], ids[1, 1::2] = ids[0, 0], ids[1, 0].clone(), ids[1, 1].clone()
         return ids
@@ -203,7 +203,7 @@ def _problems(draw: st.DrawFn, kind: Callable[..., Any]) -> Any:
 
 @torch.no_grad()
 def _fill(component: nn.Module, generator: torch.Generator) -> None:
-    """Make learned matrices of zeros random ones, as large as others are at initialisation."""
+    """Replace learned matrices of zeros by random ones, as large as others at initialization."""
     for parameter in component.parameters():
         if parameter.dim() >= 2 and not parameter.any():
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
@@ -211,5 +211,5 @@ def _fill(component: nn.Module, generator: torch.Generator) -> None:
 
 
 def copied_to(component: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The same component in another precision."""
+    """A copy of the component in another precision."""
     return copy.deepcopy(component).to(dtype)

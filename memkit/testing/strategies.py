@@ -1,23 +1,23 @@
-"""Problems for the laws of rules: Hypothesis draws small integers and one seed, and nothing else.
+"""Problems for the laws of rules: Hypothesis draws small integers and one seed.
 
-A seed gives the tensors (`torch.Generator`), so drawing is fast and what is shown for a failure is one line of
-small numbers that shrink well and can be typed in again:
+The seed gives the tensors (`torch.Generator`). So drawing is fast, and a failing problem shrinks well and is one line
+of small numbers, to type in again:
 
     RuleProblem(tokens=3, seed=7).tokens_for(rule)
 
 To write a law of your own:
 
     def my_law(rule, problem):
-        'What it says, as an equation.'
+        'Its equation.'
         y, state = problem.engine.memorize(rule, *problem.tokens_for(rule), problem.state_for(rule))
-        same("y", y, what_it_should_be)             # memkit.testing.same, same_trees: float64, to rounding
+        same("y", y, expected)                      # memkit.testing.same, same_trees: float64, to rounding
 
-    @given(rule_problems(rule))                     # hypothesis.given; a failure is made small
+    @given(rule_problems(rule))                     # hypothesis.given; it shrinks a failure
     def test_my_law(problem):
         my_law(rule, problem)
 
-or try `Law("my law", my_law)` as memkit's own are, with `check_rule(rule, laws=[Law("my law", my_law)])`.
-`mixer_problems` and `model_problems` do the same for what maps sequences to sequences.
+or try it like memkit's own, with `check_rule(rule, laws=[Law("my law", my_law)])`. `mixer_problems` and
+`model_problems` are the problems of mixers and language models.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ import memkit
 from memkit.engine import MemoryState, exact_forms, gate_shape
 from memkit.rule import Gate, Rule, Tokens
 from memkit.state import map_tensors
-from memkit.testing.examples import Written
+from memkit.testing.replay import Replayable
 
 OPEN_RANGE = 0.1
-"""Where a gate has no upper bound (a step size), draws stay this near to its lower one."""
+"""Range of draws above the lower bound of a gate without an upper one (a step size)."""
 LONGEST_PREFIX = 20
 LONG_STREAM = 300
-"""Tokens of the streams on which single precision is held to double, unless a profile says otherwise."""
+"""Tokens of the streams that compare single precision with double; a profile may have another number."""
 MaskKind = Literal["anywhere", "left"]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """The functions that a rule is run with: memkit's own, or others that must keep the same laws."""
+    """The functions to run a rule with: memkit's own, or others with the same laws."""
 
     memorize: Callable[..., tuple[Tensor, MemoryState]] = memkit.memorize
     retrieve: Callable[..., Tensor] = memkit.retrieve
@@ -57,13 +57,12 @@ ENGINE = Engine()
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class RuleProblem(Written):
-    """A small situation for a rule: sizes, what came before, and a seed. The defaults are the smallest one.
+class RuleProblem(Replayable):
+    """A small problem for a rule: sizes, a past, and a seed. The defaults are the smallest problem.
 
-    prefix: tokens already memorized, so that slots and offset are not empty; ragged: rows had different
-    numbers of them. corners: gates are exactly 0 and 1 at times. gain: weights are that many times larger than
-    at initialisation. cuts: two places in 0..tokens. form: the form under test where a law needs just one.
-    stream: tokens of a long stream.
+    prefix: tokens already memorized, to fill slots and offset; ragged: their number differs between rows. corners:
+    some gates are exactly 0 or 1. gain: multiple of the weights at initialization. cuts: two places in 0..tokens.
+    form: the form under test, in laws about one form. stream: tokens of a long stream.
     """
 
     batch: int = 1
@@ -83,7 +82,7 @@ class RuleProblem(Written):
     engine: Engine = field(default=ENGINE, repr=False)
 
     def generator(self, stream: int) -> torch.Generator:
-        """Random numbers of this problem; every use has a stream of its own."""
+        """Random numbers of this problem; every use has its own `stream`."""
         return torch.Generator().manual_seed(1000 * self.seed + stream)
 
     def tokens_for(self, rule: Rule, length: int | None = None, stream: int = 1) -> Tokens:
@@ -99,7 +98,7 @@ class RuleProblem(Written):
         return Tokens(q, k, v, gates)
 
     def fresh_state(self, rule: Rule) -> MemoryState:
-        """A document's start: every row and head has weights and constants of its own, `gain` times as large."""
+        """The start of a document: every row and head has its own weights, multiplied by `gain`, and constants."""
         g = self.generator(2)
         state = memkit.init_state(
             rule,
@@ -119,7 +118,7 @@ class RuleProblem(Written):
         return replace(state, initial=initial, constants=constants).reset(everywhere, rule)
 
     def state_for(self, rule: Rule) -> MemoryState:
-        """The state after the prefix: weights, slots, offset and window as they are in use."""
+        """The state after the prefix: weights, slots, offset and window in use."""
         state = self.fresh_state(rule)
         if not self.prefix:
             return state
@@ -132,17 +131,17 @@ class RuleProblem(Written):
         return draw_mask(kind, self.batch, self.tokens if length is None else length, self.generator(stream))
 
     def segment_ids(self) -> Tensor:
-        """`[B, T]`: documents of random lengths; ids come again, as a change is what starts a document."""
+        """`[B, T]`: documents of random lengths. Ids are reused: a change of the id starts a document."""
         return draw_segments(self.batch, self.tokens, self.generator(6))
 
 
 def pick(tokens: Tokens, rows: slice, where: slice | Tensor) -> Tokens:
-    """Some rows, and some of their tokens, by slices or token indices."""
+    """Select rows, and tokens of them by slice or indices."""
     return map_tensors(lambda x: x[rows][:, where], tokens)
 
 
 def mixed(mask: Tensor, tokens: Tokens, others: Tokens) -> Tokens:
-    """The tokens where `mask` `[B, T]` is true, and `others` elsewhere."""
+    """`tokens` if `mask` `[B, T]` is true, else `others`."""
 
     def mix(x: Tensor, y: Tensor) -> Tensor:
         return torch.where(mask.view(*mask.shape, *[1] * (x.dim() - 2)), x, y)
@@ -152,7 +151,7 @@ def mixed(mask: Tensor, tokens: Tokens, others: Tokens) -> Tokens:
 
 
 def draw_gate(gate: Gate, shape: tuple[int, ...], generator: torch.Generator, corners: bool) -> Tensor:
-    """Uniform in the gate's range; with `corners`, every fourth value is exactly an end of it."""
+    """Uniform in the gate's range; with `corners`, every fourth value is an end of the range."""
     bounded = math.isfinite(gate.high)
     width = gate.high - gate.low if bounded else OPEN_RANGE
     place, which = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -162,7 +161,7 @@ def draw_gate(gate: Gate, shape: tuple[int, ...], generator: torch.Generator, co
 
 
 def draw_mask(kind: MaskKind, batch: int, tokens: int, generator: torch.Generator) -> Tensor:
-    """`[B, T]` bool: three of five tokens are real, or the row is padded on the left by any number of tokens."""
+    """`[B, T]` bool: three of five tokens are real, or any number of tokens pad the row on the left."""
     if kind == "left":
         padding = torch.randint(0, tokens + 1, (batch, 1), generator=generator)
         return torch.arange(tokens) >= padding
@@ -170,13 +169,13 @@ def draw_mask(kind: MaskKind, batch: int, tokens: int, generator: torch.Generato
 
 
 def draw_segments(batch: int, tokens: int, generator: torch.Generator) -> Tensor:
-    """`[B, T]` document ids 0, 1, 2, 0, ...; a new one starts at every third token or so."""
+    """`[B, T]` document ids 0, 1, 2, 0, ...; about every third token starts a document."""
     starts = torch.rand(batch, tokens, generator=generator) < 0.35
     return starts.long().cumsum(1) % 3
 
 
 def documents(row_ids: Tensor, row_mask: Tensor) -> list[Tensor]:
-    """Token indices of each document of a row: ids `[T]`, mask `[T]`. Masked tokens are in none."""
+    """Token indices of each document of a row, without masked tokens: ids `[T]`, mask `[T]`."""
     real = row_mask.nonzero()[:, 0]
     ids = row_ids[real]
     changes = (ids[1:] != ids[:-1]).nonzero()[:, 0] + 1
@@ -184,7 +183,7 @@ def documents(row_ids: Tensor, row_mask: Tensor) -> list[Tensor]:
 
 
 def fitting_sizes(rule: Rule) -> list[tuple[int, int]]:
-    """The widths (K, V) up to 4 that the rule accepts, small and unequal ones among them."""
+    """The widths (K, V) from 2 to 4 accepted by the rule."""
     fitting, refusal = [], None
     for key_dim in range(2, 5):
         for value_dim in range(2, 5):
@@ -199,22 +198,22 @@ def fitting_sizes(rule: Rule) -> list[tuple[int, int]]:
 
 
 def forms(rule: Rule) -> list[str]:
-    """The forms that the engine offers for a rule, `scan` first; every one must give the same answer. Not "auto"."""
+    """The exact forms of a rule, `scan` first, without "auto"; all must give the same answer."""
     return sorted(exact_forms(rule), key=lambda form: form != "scan")
 
 
 def seeds() -> st.SearchStrategy[int]:
-    """The one number behind all tensors of a problem."""
+    """The seed of all tensors of a problem."""
     return st.integers(0, 9999)
 
 
 def rule_problems(rule: Rule, engine: Engine = ENGINE, stream: int = LONG_STREAM) -> st.SearchStrategy[RuleProblem]:
-    """Problems that fit a rule, with long streams of `stream` tokens.
+    """Problems for a rule, with long streams of `stream` tokens.
 
-    Raises `ValueError` when the rule accepts no widths in which laws are tried.
+    Raises `ValueError` if the rule accepts none of the widths of problems.
     """
     prefix = min(rule.period + 3, LONGEST_PREFIX)
-    definition, *fast = forms(rule)  # a failure is made small towards the first of the fast ones
+    definition, *fast = forms(rule)  # failures shrink towards the first fast form
     return _rule_problems(fitting_sizes(rule), [*fast, definition], prefix, engine, stream)
 
 
@@ -244,5 +243,5 @@ def _rule_problems(
 
 
 def cuts(tokens: int) -> st.SearchStrategy[tuple[int, int]]:
-    """Two places to cut a sequence at, in order; both ends and equal places are possible, and so are empty calls."""
+    """Two places to cut a sequence at, in order; ends and equal places included, for empty calls."""
     return st.tuples(st.integers(0, tokens), st.integers(0, tokens)).map(lambda pair: (min(pair), max(pair)))

@@ -13,8 +13,8 @@ from compare import near
 from memkit.testing import RuleProblem
 
 RULES = {
-    "sweep": memkit.build("rule", "titans", mini_batch=4),
-    "sweep, a matrix": memkit.build("rule", "titans", depth=1, mini_batch=4),
+    "fused": memkit.build("rule", "titans", mini_batch=4),
+    "fused, a matrix": memkit.build("rule", "titans", depth=1, mini_batch=4),
     "iterate": memkit.build("rule", "ttt_mlp", mini_batch=1),
     "solve": memkit.build("rule", "titans", depth=1, mini_batch=1),
     "expand": memkit.build("rule", "atlas", mini_batch=4),
@@ -50,7 +50,7 @@ def test_batched_gradients_of_a_model(name: str, options: dict[str, object]) -> 
 
 def test_batched_gradients_of_gradients() -> None:
     torch.manual_seed(0)
-    memory = memkit.build("mixer", "neural_memory", dim=4, heads=1, rule=RULES["sweep"]).double()
+    memory = memkit.build("mixer", "neural_memory", dim=4, heads=1, rule=RULES["fused"]).double()
     x = torch.randn(1, 6, 4, dtype=torch.double)
     one, many = (
         torch.autograd.functional.hessian(lambda x: memory(x)[0].square().sum(), x, vectorize=many)

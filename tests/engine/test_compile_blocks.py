@@ -17,7 +17,7 @@ from memkit import Rule
 from memkit.engine import batching as few_rows
 from memkit.engine.forms.fused import compile as compiled
 from memkit.state import tensors
-from memkit.testing.outcome import Outcome
+from memkit.testing.results_and_gradients import ResultsAndGradients
 from small_memory import TOKENS, Case
 
 
@@ -33,7 +33,7 @@ def afresh() -> Iterator[None]:
 everything = partial(compare.everything, form="fused")
 
 
-def everything_as_written(case: Case) -> Outcome:
+def everything_as_written(case: Case) -> ResultsAndGradients:
     """The same where nothing is compiled."""
     with memkit.compile_blocks(False):
         return everything(case)
@@ -142,5 +142,5 @@ def test_a_batch_too_large_for_the_cache_runs_in_parts(masked: bool, monkeypatch
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(ValueError, match="no backend of torch.compile"):
+    with pytest.raises(ValueError, match="is not a backend of torch.compile"):
         memkit.compile_blocks(backend="inductr")

@@ -17,7 +17,7 @@ from memkit.engine import FormName, exact_forms
 from memkit.parts.memory import ACTIVATIONS
 from memkit.parts.silu import silu
 from memkit.state import tensors
-from memkit.testing.outcome import Outcome
+from memkit.testing.results_and_gradients import ResultsAndGradients
 from small_memory import TOKENS, Case, score, titans
 
 RULES = {
@@ -33,7 +33,7 @@ RULES = {
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
-def everything(case: Case, form: FormName = "fused", **options: Any) -> Outcome:
+def everything(case: Case, form: FormName = "fused", **options: Any) -> ResultsAndGradients:
     return compare.everything(case, form=form, **options)
 
 

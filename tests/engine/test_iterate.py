@@ -12,10 +12,10 @@ import memkit
 from compare import near
 from memkit.engine import batching as few_rows
 from memkit.engine.core.memory_state import to_rows
-from memkit.engine.forms.iterate.round import wiring
+from memkit.engine.forms.iterate.iteration import memory_graph
 from memkit.rule import Rule
 from memkit.state import map_tensors, tensors
-from memkit.testing.outcome import functional
+from memkit.testing.results_and_gradients import functional
 from small_memory import TOKENS, Case, score, titans
 from work import Products
 
@@ -132,7 +132,8 @@ def test_rounds_settle_on_the_definition_and_so_do_their_gradients(name: str) ->
     with torch.no_grad():
         near(case.memorize(form="iterate"), case.memorize(form="scan"))
         rows = to_rows(case.state, case.dtype)
-        assert wiring(rule, case.k.transpose(1, 2).flatten(0, 1)[:, :0], rows.weights, rows.constants).solved == solved
+        keys = case.k.transpose(1, 2).flatten(0, 1)[:, :0]
+        assert memory_graph(rule, keys, rows.weights, rows.constants).output_layer == solved
     near(tuple(gradients(case, form="iterate")), tuple(gradients(case, form="scan")))
 
 

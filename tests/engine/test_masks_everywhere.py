@@ -21,7 +21,7 @@ from compare import GRADIENTS, near
 from memkit.mixers.specs import mixer_config
 from memkit.rule import Rule
 from memkit.testing import MixerProblem, same_trees
-from memkit.testing import sequence_laws as laws
+from memkit.testing.laws import sequence_masks as laws
 from registered import DIM, HEADS, VOCAB, architecture
 
 MATRIX = {"name": "titans", "depth": 1, "mini_batch": 4}

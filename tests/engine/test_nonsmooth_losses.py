@@ -1,4 +1,4 @@
-"""The laws of gradients excuse corners, where no gradient exists, and nothing else."""
+"""The laws of gradients excuse corners, which have no derivative, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from memkit.parts.muon import newton_schulz
-from memkit.testing.close import Discarded, Mismatch
-from memkit.testing.outcome import check_slope
+from memkit.testing.differences import check_gradients
+from memkit.testing.tolerance import Discarded, Mismatch
 
 CORNER = 0.7
 
 
 def hold(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """Hold one function of one tensor to its slope."""
-    check_slope(lambda leaves: {"y": function(leaves["x"])}, {"x": x})
+    """Compare the gradient of one function of one tensor."""
+    check_gradients(lambda leaves: {"y": function(leaves["x"])}, {"x": x})
 
 
 def corner(x: Tensor) -> Tensor:
@@ -39,19 +39,19 @@ class Wrong(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("distance", [1e-7, -3e-7])
-def test_beside_a_corner_a_shorter_step_has_a_slope(distance: float) -> None:
+def test_beside_a_corner_a_shorter_step_has_a_derivative(distance: float) -> None:
     hold(corner, torch.full((1,), CORNER + distance, dtype=torch.double))
 
 
 @pytest.mark.parametrize("distance", [0.0, 1e-10, -3e-10])
 def test_a_corner_says_nothing(distance: float) -> None:
-    with pytest.raises(Discarded, match="no input has a slope here"):
+    with pytest.raises(Discarded, match="no input has a derivative here"):
         hold(corner, torch.full((1,), CORNER + distance, dtype=torch.double))
 
 
 def test_the_end_of_a_range_says_nothing() -> None:
     """A running mean of squares that is still 0 has nothing below it."""
-    with pytest.raises(Discarded, match="no input has a slope here"):
+    with pytest.raises(Discarded, match="no input has a derivative here"):
         hold(torch.sqrt, torch.full((1,), 1e-12, dtype=torch.double))
 
 
@@ -61,8 +61,8 @@ def test_a_corner_does_not_excuse_other_inputs() -> None:
     def run(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"y": corner(leaves["x"]), "z": Wrong.apply(leaves["z"], 1.01)}  # type: ignore[dict-item]
 
-    with pytest.raises(Mismatch, match="the slope along z"):
-        check_slope(run, given)
+    with pytest.raises(Mismatch, match="the derivative along z"):
+        check_gradients(run, given)
 
 
 @pytest.mark.parametrize("by", [-1.0, 0.0, 0.5, 1.001])
@@ -70,7 +70,7 @@ def test_a_corner_does_not_excuse_other_inputs() -> None:
 def test_a_wrong_gradient_beside_a_corner_is_seen(by: float, x: float) -> None:
     point = torch.full((1,), x, dtype=torch.double)
     hold(lambda x: Wrong.apply(x, 1.0), point)  # type: ignore[arg-type,return-value]
-    with pytest.raises(Mismatch, match="the slope along x"):
+    with pytest.raises(Mismatch, match="the derivative along x"):
         hold(lambda x: Wrong.apply(x, by), point)  # type: ignore[arg-type,return-value]
 
 

@@ -28,7 +28,7 @@ HALF = torch.tensor([[True, False] * 4, [False] * 3 + [True] * 5, [True] * 8])
 
 @pytest.fixture(autouse=True)
 def operators(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sweeps are operators, as where blocks are compiled; nothing is compiled before a test, nor kept after it."""
+    """Make runs of blocks operators; compile nothing before a test, and keep nothing after it."""
     monkeypatch.setattr(fused, "as_operator", lambda: True)
     torch._dynamo.reset()
     PROGRAMS.clear()
@@ -177,7 +177,7 @@ def test_without_compiled_blocks_they_are_unrolled(monkeypatch: pytest.MonkeyPat
 
     def operators(memorize: Any) -> int:
         memorize(form="fused")
-        return len([node for node in graphs[-1].graph.nodes if "memkit.sweep" in str(node.target)])
+        return len([node for node in graphs[-1].graph.nodes if "memkit.fused" in str(node.target)])
 
     case = Case(RULES["matrix"], tokens=8)
     memorize = torch.compile(case.memorize, fullgraph=True, backend=kept)
@@ -205,7 +205,7 @@ def test_torch_finds_the_operator_in_order() -> None:
 
     class Watched(torch.fx.Interpreter):
         def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-            if target is torch.ops.memkit.sweep:
+            if target is torch.ops.memkit.fused:
                 given.append(args)
             return super().call_function(target, args, kwargs)
 
@@ -216,5 +216,5 @@ def test_torch_finds_the_operator_in_order() -> None:
     for flat, key, keep in given:
         flat = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in flat]
         tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-        torch.library.opcheck(operator._sweep, (flat, key, keep), test_utils=tests)
+        torch.library.opcheck(operator._fused, (flat, key, keep), test_utils=tests)
     assert given

@@ -164,6 +164,30 @@ def detaches_lr(rule: Rule, q: Any, k: Any, v: Any, gates: Any, state: Any, **kw
     return memkit.memorize(rule, q, k, v, {**gates, "lr": gates["lr"].detach()}, state, **kwargs)
 
 
+class CutInTheSecondPass(torch.autograd.Function):
+    """The identity, with a backward that runs without a graph."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].detach()
+
+
+def cuts_the_second_pass(rule: Rule, *args: Any, **kwargs: Any) -> Result:
+    """Gradients are right, and constants: a gradient of them misses the outer loss's own bend."""
+    y, after = memkit.memorize(rule, *args, **kwargs)
+    return CutInTheSecondPass.apply(y), after  # type: ignore[return-value]
+
+
+def fast_form_cuts_the_second_pass(rule: Rule, *args: Any, form: Any = "auto", **kwargs: Any) -> Result:
+    """The same in every form but the definition."""
+    run = memkit.memorize if form == "scan" else cuts_the_second_pass
+    return run(rule, *args, form=form, **kwargs)
+
+
 def rounds_to_half(rule: Rule, q: Any, k: Any, v: Any, gates: Any, state: Any, **kwargs: Any) -> Result:
     """Keys and values of single precision are taken in half of it."""
     k, v = (x.bfloat16().float() if x.dtype == torch.float32 else x for x in (k, v))
@@ -280,6 +304,8 @@ ENGINES: dict[str, tuple[str, Engine]] = {
     "arithmetic in half precision": ("single precision", Engine(rounds_to_half)),
     "fast form that cancels large numbers": ("rounding", Engine(cancels)),
     "gradient cut": ("outer gradient", Engine(detaches_lr)),
+    "gradient cut in the second pass": ("second gradient", Engine(cuts_the_second_pass)),
+    "gradient cut in a fast form's second pass": ("second gradient", Engine(fast_form_cuts_the_second_pass)),
     "only a call's last token written": ("split anywhere", Engine(only_the_last_is_written)),
     "padding to a block forgets": ("decode is prefill", Engine(pads_and_decays)),
     "memory shared by the batch": ("rows apart", Engine(one_memory_for_all)),

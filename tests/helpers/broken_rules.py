@@ -164,6 +164,53 @@ class CancellingMemory(MLPMemory):
         return (super().forward(linear, x, constants) + 1000) - 1000
 
 
+@dataclass(frozen=True)
+class FusedNormMemory(MLPMemory):
+    """A residual memory with torch's fused layer norm, whose third derivative is wrong."""
+
+    def forward(self, linear: Linear, x: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        hidden = linear("w2", torch.nn.functional.silu(linear("w1", x)))
+        return x + torch.nn.functional.layer_norm(hidden, hidden.shape[-1:]) * constants["gain"] + constants["bias"]
+
+
+@dataclass(frozen=True)
+class FlatBendMemory(MLPMemory):
+    """A memory whose activation, written by hand, has a constant for a second derivative."""
+
+    def forward(self, linear: Linear, x: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
+        return linear("w2", FlatBend.apply(linear("w1", x)))  # type: ignore[arg-type]
+
+
+class FlatBend(torch.autograd.Function):
+    """SiLU."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return torch.nn.functional.silu(z)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return FlatBendBack.apply(grads[0], *ctx.saved_tensors)  # type: ignore[return-value]
+
+
+class FlatBendBack(torch.autograd.Function):
+    """Its first derivative; the second, without a graph, is right, and all after it are 0."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(grad, z)
+        return torch.ops.aten.silu_backward(grad, z)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        grad, z = ctx.saved_tensors
+        with torch.no_grad():
+            s = torch.sigmoid(z)
+            bend = s * (1 - s) * (2 + z - 2 * z * s)
+        return FlatBendBack.apply(grads[0], z), grad * grads[0] * bend  # type: ignore[return-value]
+
+
 def with_part(part: str, **changes: Any) -> Rule:
     """The honest rule with fields of one part changed."""
     return replace(HONEST, **{part: replace(getattr(HONEST, part), **changes)})
@@ -186,6 +233,8 @@ RULES: dict[str, tuple[str, Rule]] = {
     "step that only broadcasts": ("shapes", with_part("optimizer", step=step_of_a_row)),
     "step that is transposed": ("shapes", replace(MATRIX, optimizer=replace(MATRIX.optimizer, step=turned_step))),
     "weight used twice": ("shapes", replace(HONEST, memory=TiedMemory(2, 2, "silu", False))),
+    "fused layer norm": ("second gradient", replace(HONEST, memory=FusedNormMemory(2, 2, "silu", True))),
+    "activation with a flat bend": ("second gradient", replace(HONEST, memory=FlatBendMemory(2, 2, "silu", False))),
     "difference of large numbers": ("single precision", replace(HONEST, memory=CancellingMemory(2, 2, "silu", False))),
     "mean over the tokens": ("causality", replace(HONEST, prepare=mean_over_tokens)),
     "gates averaged over the batch": ("rows apart", replace(HONEST, prepare=gates_of_the_batch)),

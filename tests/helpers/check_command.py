@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,11 @@ def own(*, depth: int = 1, linear: bool = True):
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
-    registry.discover()
-    monkeypatch.setattr(registry, "_factories", {kind: dict(known) for kind, known in registry._factories.items()})
+    with registry.scratch():
+        yield
 
 
 def write(text: str, name: str = "own.py") -> str:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import memkit
-from memkit.testing.close import CAUSAL, GRADIENTS, VALUES, named, within
-from memkit.testing.outcome import Outcome, outcome
+from memkit.testing.results_and_gradients import ResultsAndGradients, differentiate
+from memkit.testing.tolerance import CAUSAL, GRADIENTS, VALUES, named, within
 from small_memory import Case
 
 __all__ = [
@@ -74,7 +74,7 @@ def judged(name: str, actual: Tensor, reference: Tensor) -> None:
     assert distance <= VALUES, f"{name} differs by {distance:.1e} of max |reference|"
 
 
-def everything(case: Case, prepared: Any = lambda run: run, **options: Any) -> Outcome:
+def everything(case: Case, prepared: Any = lambda run: run, **options: Any) -> ResultsAndGradients:
     """Outputs, state and every gradient of `memkit.memorize`, called through what `prepared` makes of the call."""
     given = {"q": case.q, "k": case.k, "v": case.v, "gates": case.gates, "state": case.state}
     memorize = prepared(lambda leaves: memkit.memorize(case.rule, **leaves, **options))
@@ -83,7 +83,7 @@ def everything(case: Case, prepared: Any = lambda run: run, **options: Any) -> O
         y, state = memorize(leaves)
         return {"y": y, "state": state}
 
-    return outcome(run, given)
+    return differentiate(run, given)
 
 
 def _tuples(tree: Any) -> Any:

@@ -17,10 +17,10 @@ from typing import Any
 from broken_engines import ENGINES, OTHERS
 from broken_mixers import MIXERS, model
 from broken_rules import HONEST, RULES
-from literal_laws import LITERAL_LAWS, literal_subject
+from literal_laws import LITERAL_LAWS, literal_component
 from memkit.testing import MIXER_LAWS, MODEL_LAWS, RULE_LAWS, RuleProblem
-from memkit.testing.examples import read_line
-from memkit.testing.subjects import Subject, rule_subject, sequence_subject
+from memkit.testing.component import Component, rule_component, sequence_component
+from memkit.testing.replay import read_line
 from other_mixers import OTHER_MIXERS
 
 STORED = Path(__file__).parents[1] / "data" / "faults.json"
@@ -43,35 +43,35 @@ class Fault:
     kind: str
     name: str
     law: str
-    broken: Callable[[], Subject]
-    honest: Callable[[], Subject]
+    broken: Callable[[], Component]
+    honest: Callable[[], Component]
 
     @property
     def id(self) -> str:
         return f"{self.kind}: {self.name}"
 
-    def problem(self, subject: Subject, example: str) -> Any:
+    def problem(self, component: Component, example: str) -> Any:
         """The stored problem, for one of the two."""
-        problem = read_line(subject.problem, example)
-        return replace(problem, engine=subject.engine) if isinstance(problem, RuleProblem) else problem
+        problem = read_line(component.problem, example)
+        return replace(problem, engine=component.engine) if isinstance(problem, RuleProblem) else problem
 
 
 def _faults() -> list[Fault]:
-    honest = partial(rule_subject, HONEST)
-    found = [Fault("rule", name, law, partial(rule_subject, made), honest) for name, (law, made) in RULES.items()]
+    honest = partial(rule_component, HONEST)
+    found = [Fault("rule", name, law, partial(rule_component, made), honest) for name, (law, made) in RULES.items()]
     for name, (law, engine) in ENGINES.items():
-        found.append(Fault("rule", name, law, partial(rule_subject, HONEST, engine), honest))
+        found.append(Fault("rule", name, law, partial(rule_component, HONEST, engine), honest))
     halved = ENGINES["arithmetic in half precision"][1]  # which no short stream forgives either
-    broken = partial(rule_subject, HONEST, halved)
+    broken = partial(rule_component, HONEST, halved)
     found.append(Fault("rule", "arithmetic in half precision, briefly", "rounding", broken, honest))
     for name, (law, rule, engine) in OTHERS.items():
-        found.append(Fault("rule", name, law, partial(rule_subject, rule, engine), partial(rule_subject, rule)))
+        found.append(Fault("rule", name, law, partial(rule_component, rule, engine), partial(rule_component, rule)))
     for name, (law, pair) in MIXERS.items():
-        found.append(Fault("mixer", name, law, *(partial(sequence_subject, made, "mixer") for made in pair)))
-    pair = (partial(sequence_subject, partial(model, forgetful), "model") for forgetful in (True, False))
+        found.append(Fault("mixer", name, law, *(partial(sequence_component, made, "mixer") for made in pair)))
+    pair = (partial(sequence_component, partial(model, forgetful), "model") for forgetful in (True, False))
     found.append(Fault("model", "generator without a past", "generate is recomputation", *pair))
     for name, (law, pair) in OTHER_MIXERS.items():
-        found.append(Fault("reference", name, law, *(partial(literal_subject, law, made) for made in pair)))
+        found.append(Fault("reference", name, law, *(partial(literal_component, law, made) for made in pair)))
     return found
 
 

@@ -24,10 +24,10 @@ from literal_titans import Context, Gate, Layer
 from memkit.mixers.base import Mixer
 from memkit.state import Tree, tensors
 from memkit.testing import MIXER_LAWS, Law, MixerProblem, mixer_problems
-from memkit.testing.outcome import Outcome, agree, gradients
-from memkit.testing.sequence_laws import memories
+from memkit.testing.component import Component
+from memkit.testing.laws.sequences import memories
+from memkit.testing.results_and_gradients import ResultsAndGradients, agree, functional, gradients
 from memkit.testing.strategies import draw_segments
-from memkit.testing.subjects import Subject
 
 DIM, HEADS = 8, 2
 Options = Mapping[str, Any]
@@ -124,7 +124,7 @@ def hold_to_literal(component: Any, problem: LiteralProblem, spec: Options) -> N
         _by_mixer(component, problem, x, mask, ids),
         _by_loops(partial(literal, component, spec), problem, x, mask, ids),
     )
-    agree(*(Outcome(result, gradients(result, leaves)) for result in results))
+    agree(*(ResultsAndGradients(result, gradients(functional(result), leaves)) for result in results))
 
 
 def _by_mixer(
@@ -219,8 +219,8 @@ def _law(name: str, spec: Options, equation: str) -> Law:
 LITERAL_LAWS: dict[str, Law] = {name: _law(name, *given) for name, given in SPECS.items()}
 
 
-def literal_subject(law: str, made_by: Callable[[], Mixer]) -> Subject:
+def literal_component(law: str, made_by: Callable[[], Mixer]) -> Component:
     """A mixer held to a reference, and to the laws of all mixers besides."""
     laws = {law: LITERAL_LAWS[law], **MIXER_LAWS}
     build = partial(LiteralProblem.build, factory=made_by)
-    return Subject(law, laws, LiteralProblem, lambda stream: literal_problems(), build, made_by())
+    return Component(law, laws, LiteralProblem, lambda stream: literal_problems(), build, made_by())

@@ -182,7 +182,10 @@ def mamba_ssd_combined() -> SimpleNamespace:
     ):
         assert not dt_softplus and dt_bias is None and return_final_states
         batch, tokens, heads, width = x.shape
-        state = x.new_zeros(batch, heads, width, B.shape[-1]) if initial_states is None else initial_states
+        assert B.shape == C.shape and heads % B.shape[2] == 0 and A.shape == (heads,) and dt.shape == x.shape[:3]
+        shape, dtype = (batch, heads, width, B.shape[-1]), torch.promote_types(x.dtype, torch.float32)
+        assert initial_states is None or initial_states.shape == shape
+        state = x.new_zeros(shape, dtype=dtype) if initial_states is None else initial_states.to(dtype)
         b, c = (t.repeat_interleave(heads // t.shape[2], 2) for t in (B, C))
         outputs = []
         for t in range(tokens):
@@ -190,6 +193,6 @@ def mamba_ssd_combined() -> SimpleNamespace:
             state = torch.exp(dt[:, t] * A)[..., None, None] * state + write
             outputs.append((state * c[:, t, :, None, :]).sum(-1))
         y = torch.stack(outputs, 1)
-        return (y if D is None else y + D[:, None] * x), state
+        return (y if D is None else y + D[:, None] * x).to(x.dtype), state  # as the kernel: the state is not rounded
 
     return SimpleNamespace(mamba_chunk_scan_combined=mamba_chunk_scan_combined)

@@ -14,7 +14,7 @@ from memkit import MemoryState, Rule
 from memkit.engine import FormName as Form
 from memkit.engine.forms.triton import form as triton_dual
 from memkit.state import Tree, map_tensors, tensors
-from memkit.testing.close import GRADIENTS, same, same_trees
+from memkit.testing.tolerance import GRADIENTS, same, same_trees
 
 WIDTH, HEADS, BATCH, TOKENS = 16, 1, 2, 37  # two mini-batches of 16, and a part of one
 

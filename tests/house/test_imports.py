@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,11 +27,11 @@ LMM = {"name": "lmm", "dim": 8, "depth": 1, "heads": 2}
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
-    registry.discover()
-    monkeypatch.setattr(registry, "_factories", {kind: dict(known) for kind, known in registry._factories.items()})
+    with registry.scratch():
+        yield
 
 
 def test_a_grid_names_its_files_and_their_components(tmp_path: Path) -> None:

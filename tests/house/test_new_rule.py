@@ -27,10 +27,9 @@ def write(block: str) -> None:
 
 
 def test_the_tutorial_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    registry.discover()
-    monkeypatch.setattr(registry, "_factories", {kind: dict(known) for kind, known in registry._factories.items()})
     monkeypatch.chdir(tmp_path)
     blocks = BLOCK.findall(TUTORIAL.read_text(encoding="utf-8"))
     assert [language for language, _ in blocks].count("console") >= 4
-    for language, block in blocks:
-        run_console(block, capfd) if language == "console" else write(block)
+    with registry.scratch():
+        for language, block in blocks:
+            run_console(block, capfd) if language == "console" else write(block)

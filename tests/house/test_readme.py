@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,16 @@ MOST_LINES = 105
 
 
 @pytest.fixture
-def examples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str]]:
+def examples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[str, str]]]:
     """The blocks, language and text; those that name a file in their first line lie in this folder."""
-    registry.discover()
-    monkeypatch.setattr(registry, "_factories", {kind: dict(known) for kind, known in registry._factories.items()})
     monkeypatch.chdir(tmp_path)
     blocks = BLOCK.findall(README)
     for _, text in blocks:
         name = NAMED.match(text)
         if name:
             Path(name[1]).write_text(text)
-    return blocks
+    with registry.scratch():
+        yield blocks
 
 
 def test_the_python_runs(examples: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

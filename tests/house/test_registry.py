@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from memkit import registry
-from memkit.registry import Config, build, factory, names, nearest, register
+from memkit.registry import Config, build, exemptions, factory, hints, names, nearest, register, takes_options_of
 
 
 class Pot:
@@ -27,13 +28,12 @@ def cup(*, volume: float = 0.5, handle: bool = True) -> tuple[float, bool]:
 
 
 @pytest.fixture(autouse=True)
-def shelf(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A registry of its own with two components."""
-    monkeypatch.setattr(registry, "_factories", {})
-    monkeypatch.setattr(registry, "_discovered", True)
-    register("ware", "pot")(Pot)
-    register("ware", "cup")(cup)
-    yield
+def shelf() -> Iterator[None]:
+    """A kind of component with two names."""
+    with registry.scratch():
+        register("ware", "pot")(Pot)
+        register("ware", "cup")(cup)
+        yield
 
 
 def test_build_calls_the_factory_with_the_options() -> None:
@@ -167,3 +167,58 @@ def test_an_unknown_name_is_told_by_another_process_too() -> None:
     again = pickle.loads(pickle.dumps(raised.value))
     assert str(again) == str(raised.value) and again.kind == "ware"
     assert str(again).startswith("unknown ware 'bxo'.")
+
+
+def test_scratch_takes_back_what_is_registered_inside() -> None:
+    before = registry.kinds(), names("ware")
+    with pytest.raises(ZeroDivisionError), registry.scratch():  # also where the inside fails
+        register("ware", "jug", exempt={"a law": "a reason"})(cup)
+        register("glass", "cup")(cup)
+        assert (names("ware"), exemptions("ware", "jug")) == (["cup", "jug", "pot"], {"a law": "a reason"})
+        1 / 0  # noqa: B018
+    assert (registry.kinds(), names("ware"), exemptions("ware", "jug")) == (*before, {})
+
+
+@takes_options_of(Pot, cup, but=("parts",))
+def shelf_of(count: int, /, *, shape: Literal["round", "oval"] = "oval", **rest: Any) -> dict[str, Any]:
+    return {"count": count, "shape": shape, **rest}
+
+
+def test_a_factory_takes_the_options_of_those_that_it_calls() -> None:
+    options = inspect.signature(shelf_of).parameters
+    assert list(options) == ["count", "shape", "size", "volume", "handle"]
+    assert (options["shape"].default, options["volume"].default) == ("oval", 0.5)
+    assert hints(shelf_of)["shape"] == Literal["round", "oval"] and hints(shelf_of)["size"] is int
+    assert shelf_of(2, size=3) == {"count": 2, "shape": "oval", "size": 3}  # it is still the same function
+
+
+def test_a_class_takes_options_and_its_subclasses_have_their_own() -> None:
+    @takes_options_of(Pot)
+    class Urn(Pot):
+        def __init__(self, *, lid: bool = True, **pot: Any) -> None:
+            super().__init__(**pot)
+
+    class Small(Urn):
+        def __init__(self, *, lid: bool = False) -> None:
+            super().__init__(lid=lid, size=1)
+
+    register("ware", "urn")(Urn)
+    register("ware", "small")(Small)
+    assert list(inspect.signature(Urn).parameters) == ["lid", "size", "shape", "parts"]
+    assert build("ware", "urn", size=2, shape="square").shape == "square"
+    with pytest.raises(ValueError, match=r"ware 'urn' has no option 'shap'\. Did you mean 'shape'\? Known: lid, parts"):
+        build("ware", "urn", size=2, shap="square")
+    with pytest.raises(ValueError, match=r"option 'shape' = 'oval' does not fit: .*'round' or 'square'"):
+        build("ware", "urn", size=2, shape="oval")
+    with pytest.raises(ValueError, match=r"ware 'small' has no option 'size'\. .*Known: lid\."):
+        build("ware", "small", size=2)
+
+
+def test_options_need_somewhere_to_go() -> None:
+    with pytest.raises(ValueError, match=r"cup has no `\*\*rest` to pass options on\. Declare one\."):
+        takes_options_of(Pot)(cup)
+    with pytest.raises(ValueError, match=r"Bare has no `\*\*rest`"):
+
+        @takes_options_of(Pot)
+        class Bare(Pot):
+            pass

@@ -6,7 +6,7 @@ import pytest
 
 from fault_matrix import PAGE, page
 from faults import FAULTS, LAWS, Fault, stored
-from memkit.testing.trying import try_example
+from memkit.testing.runner import try_example
 
 KNOWN = stored()
 

@@ -12,9 +12,9 @@ import memkit
 from memkit.parts.optimizer import LR, MOMENTUM
 from memkit.rule import Gate, Gates, Optimizer, Rule, Slots
 from memkit.testing import Discarded, LawBroken, check_rule
-from memkit.testing.examples import read_line
-from memkit.testing.subjects import registered_subject
-from memkit.testing.trying import try_example
+from memkit.testing.component import registered_component
+from memkit.testing.replay import read_line
+from memkit.testing.runner import try_example
 
 SLOW = Gate("slow", 0.0, 1.0)
 
@@ -63,13 +63,13 @@ def test_past_steps_that_momentum_does_not_drop_are_still_found() -> None:
 )
 def test_what_float32_does_to_the_definition_itself_is_not_held_against_a_form(name: str, example: str) -> None:
     """A norm of three numbers that are nearly equal: rounding on the way counts, and that of the inputs hardly does."""
-    subject = registered_subject("rule", name, {})
-    verdict = try_example(subject, subject.law("rounding"), read_line(subject.problem, example))
+    component = registered_component("rule", name, {})
+    verdict = try_example(component, component.law("rounding"), read_line(component.problem, example))
     assert verdict.status == "passed", str(verdict)
 
 
 def test_a_stream_whose_reference_is_no_number_says_nothing() -> None:
-    subject = registered_subject("rule", "titans", {"mini_batch": 1})
-    problem = read_line(subject.problem, "gain=2, form='dual', seed=2")
+    component = registered_component("rule", "titans", {"mini_batch": 1})
+    problem = read_line(component.problem, "gain=2, form='dual', seed=2")
     with pytest.raises(Discarded, match="y reaches nan"):
-        subject.law("single precision").check(subject.component_for(problem), problem)
+        component.law("single precision").check(component.instance(problem), problem)

@@ -22,12 +22,12 @@ from memkit.testing import (
     rule_problems,
     same_trees,
 )
-from memkit.testing.examples import line, read_line
+from memkit.testing.component import registered_component, small_options
 from memkit.testing.profiles import Profile
+from memkit.testing.replay import line, read_line
 from memkit.testing.report import Verdict
-from memkit.testing.subjects import registered_subject, small_options
-from memkit.testing.targets import Target, joined, units
-from memkit.testing.trying import try_example
+from memkit.testing.runner import try_example
+from memkit.testing.selection import Target, joined, units
 
 RULE = memkit.build("rule", "titans", depth=1, mini_batch=3)
 
@@ -71,14 +71,14 @@ def test_components_are_brought_down_to_the_size_of_the_problems() -> None:
     assert small_options("rule", "mamba2", {}) == {}
     assert small_options("mixer", "mag", {})["rule"] == {"name": "titans", "mini_batch": 4, "expansion": 2, "depth": 1}
     assert small_options("mixer", "mag", {"rule": {"depth": 2}})["rule"]["depth"] == 2
-    assert registered_subject("architecture", "mal", {"depth": 1}).specimen.vocab_size == 7
+    assert registered_component("architecture", "mal", {"depth": 1}).specimen.vocab_size == 7
 
 
 @pytest.mark.parametrize("name", ["lmm", "mac", "tnt"])
 def test_an_enlarged_model_writes_and_reads_what_equality_is_about(name: str) -> None:
-    subject = registered_subject("architecture", name, {})
+    component = registered_component("architecture", name, {})
     problems = [ModelProblem(tokens=7, gain=3, write=write, seed=seed) for seed in range(4) for write in (True, False)]
-    verdicts = [try_example(subject, subject.law("split anywhere"), problem) for problem in problems]
+    verdicts = [try_example(component, component.law("split anywhere"), problem) for problem in problems]
     assert [verdict.detail for verdict in verdicts if verdict.status != "passed"] == []
 
 
@@ -114,7 +114,7 @@ def test_rules_begin_anywhere() -> None:
 
 
 def test_a_laws_examples_are_spread_over_components_and_divided() -> None:
-    pairs = [(target, target.subject()) for target in (Target("rule", "titans"), Target("rule", "mamba2"))]
+    pairs = [(target, target.component()) for target in (Target("rule", "titans"), Target("rule", "mamba2"))]
     made = units(pairs, Profile(1000, spread=True, longest=5000))
     mine = [unit for unit in made if (unit.target.name, unit.law) == ("titans", "causality")]
     assert [unit.profile.examples for unit in mine] == [100] * 5

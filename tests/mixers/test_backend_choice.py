@@ -9,20 +9,20 @@ from dataclasses import replace
 import pytest
 import torch
 
+import memkit
 from backend_calls import CASES
 from memkit.mixers.backends import (
     BACKENDS,
+    SCAN,
     Backend,
     banded_attention,
     check_backend,
     flash,
     flex,
-    mamba_ssm_available,
     memory_efficient,
     sdpa,
-    ssd,
 )
-from memkit.mixers.backends.probes import why_not
+from memkit.mixers.backends.probes import forget, why_not
 
 pytestmark = pytest.mark.usefixtures("fresh_probes")
 
@@ -53,16 +53,19 @@ def test_a_package_without_the_op_is_not_there(packages, monkeypatch):
     monkeypatch.delattr(sys.modules["flash_attn.flash_attn_interface"], "_flash_attn_backward")
     with pytest.raises(ValueError, match="AttributeError.*_flash_attn_backward"):
         check_backend("flash_attn")
+    check_backend("mamba_ssm", SCAN)
+    forget()
     monkeypatch.delattr(sys.modules["mamba_ssm.ops.triton.ssd_combined"], "mamba_chunk_scan_combined")
-    assert not mamba_ssm_available()
+    with pytest.raises(ValueError, match="AttributeError.*mamba_chunk_scan_combined"):
+        check_backend("mamba_ssm", SCAN)
 
 
-def test_ssd_without_the_package_says_what_to_install(monkeypatch):
+def test_the_scan_without_the_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm.ops.triton.ssd_combined", None)
-    assert not mamba_ssm_available()
-    one = torch.ones(1, 1, 1, 1)
-    with pytest.raises(ValueError, match=r"mamba-ssm is not available here.*'\.\[mamba\]'"):
-        ssd(one, one[..., 0], -one[0, 0, 0], one, one)
+    with pytest.raises(ValueError, match=r"mamba2 backend 'mamba_ssm' is not available here.*'\.\[mamba\]'.*'auto'"):
+        memkit.build("mixer", "mamba2", dim=8, backend="mamba_ssm")
+    with pytest.raises(ValueError, match="unknown mamba2 backend 'mamba'.*Did you mean 'mamba_ssm'.*auto, mamba_ssm"):
+        memkit.build("architecture", "mamba2", vocab_size=7, dim=8, backend="mamba")
 
 
 def test_unknown_backend_names_the_nearest():

@@ -11,7 +11,8 @@ from torch import Tensor
 import stand_ins
 from backend_calls import CASES, RAGGED, TENSORS, agree, question
 from compare import BFLOAT16, near
-from memkit.mixers.backends import BACKENDS, flash, flex, mamba_ssm_available, memory_efficient, merging, sdpa, ssd
+from memkit.mixers.backends import BACKENDS, flash, flex, memory_efficient, merging, sdpa
+from memkit.mixers.backends.mamba import ssd
 from memkit.mixers.backends.probes import why_not
 from memkit.testing import same
 
@@ -81,9 +82,7 @@ def test_adapters_follow_the_packages_conventions(packages, adapter, case):
     agree(adapter.BACKEND.run, CASES[case])
 
 
-def test_ssd_follows_the_packages_conventions(packages, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert mamba_ssm_available()
+def test_ssd_follows_the_packages_conventions(packages):
     g = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:

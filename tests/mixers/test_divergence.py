@@ -109,7 +109,7 @@ def test_what_lies_between_the_layers_is_told_apart_from_them() -> None:
         made.blocks[0].feed_forward[1].out.weight.fill_(1e38)
     found = find_divergence(made, text())
     assert found is not None and (found.token, found.layer, found.head) == (0, None, None)
-    assert str(found) == "what lies between the layers, or the head, diverged at token 0 of row 0"
+    assert str(found) == "a part between the layers, or the head, diverged at token 0 of row 0"
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3}])

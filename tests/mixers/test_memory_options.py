@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ import torch
 from torch import Tensor
 
 import memkit
+from architectures.uniform import uniform_model
 from compare import near
+from memkit import registry
+from memkit.mixers.base import Mixer
 from memkit.mixers.neural_memory import NeuralMemory
 from memkit.state import tensors
 
@@ -90,7 +94,7 @@ def test_memories_multiply_in_bfloat16(name: str) -> None:
     ("options", "message"),
     [
         ({"products": "bf16"}, "'products' = 'bf16' does not fit"),
-        ({"products": "bfloat16", "rule": {**RULE, "mini_batch": 1}}, "it takes the form 'iterate', and not 'dual'"),
+        ({"products": "bfloat16", "rule": {**RULE, "mini_batch": 1}}, "it takes the form 'iterate', and not 'fused'"),
     ],
 )
 def test_products_that_do_not_fit(name: str, options: dict[str, Any], message: str) -> None:
@@ -103,3 +107,61 @@ def test_products_that_do_not_fit(name: str, options: dict[str, Any], message: s
 def test_a_group_has_tokens(name: str, recompute: int) -> None:
     with pytest.raises(ValueError, match=f"recompute must be an integer of at least 1; got {recompute}"):
         build(name, recompute=recompute)
+
+
+@every_model
+@pytest.mark.parametrize("kind", ["mixer", "architecture"])
+def test_every_option_of_a_memory_is_one_of_what_holds_it(kind: str, name: str) -> None:
+    made_by = registry.factory(kind, name if (kind, name) != ("mixer", "lmm") else "local_memory")
+    own, types = inspect.signature(made_by).parameters, registry.hints(made_by)
+    for option in inspect.signature(NeuralMemory).parameters.values():
+        if option.name == "dim" or (name, option.name) == ("bank", "products"):
+            continue  # dim has a default in models; a bank's memories have no mini-batches
+        assert own[option.name].default == option.default
+        if (name, option.name) != ("bank", "rule"):  # a rule, or one for each level
+            assert types[option.name] == registry.hints(NeuralMemory)[option.name]
+
+
+class LoudMemory(NeuralMemory):
+    """A memory with an option of its own."""
+
+    def __init__(self, *, loudness: float = 1.0, **memory: Any) -> None:
+        super().__init__(**memory)
+        self.loudness = loudness
+
+
+class Holder(Mixer):
+    """A mixer that holds a memory."""
+
+    def __init__(self, *, dim: int, heads: int = 4, window: int = 3, **memory: Any) -> None:
+        super().__init__(dim)
+        self.memory = LoudMemory(dim=dim, heads=heads, **memory)
+
+
+def loud_model(**options: Any) -> Any:
+    return uniform_model(Holder, **options)
+
+
+def test_a_new_option_of_a_memory_reaches_it_through_mixer_and_model_by_name() -> None:
+    with registry.scratch():
+        loud = registry.takes_options_of(NeuralMemory)(LoudMemory)
+        holder = registry.register("mixer", "holder")(registry.takes_options_of(loud)(Holder))
+        registry.register("architecture", "loud")(registry.takes_options_of(uniform_model, holder)(loud_model))
+        model = memkit.build("architecture", "loud", vocab_size=VOCAB, dim=8, loudness=0.5, conv=0, rule=RULE)
+        found = [module for module in model.modules() if isinstance(module, LoudMemory)]
+        assert [(m.loudness, m.qkv.conv.width, m.rule.mini_batch) for m in found] == [(0.5, 0, 3)] * 4
+        mixer = memkit.build("mixer", "holder", dim=8, loudness=2.0)
+        assert mixer.memory.loudness == 2.0
+        for kind, name, needed in (("mixer", "holder", {"dim": 8}), ("architecture", "loud", {"vocab_size": VOCAB})):
+            with pytest.raises(
+                ValueError, match=rf"{kind} '{name}' has no option 'loudnes'\. Did you mean 'loudness'\?"
+            ):
+                memkit.build(kind, name, **needed, loudnes=0.5)
+            with pytest.raises(ValueError, match="'loudness' = 'high' does not fit: Input should be a valid number"):
+                memkit.build(kind, name, **needed, loudness="high")
+
+
+@pytest.mark.parametrize("name", [*MODELS, "transformer", "sliding_window", "mamba2"])
+def test_a_misspelled_option_is_refused_in_the_same_words_everywhere(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"architecture '{name}' has no option 'dmi'\. Did you mean 'dim'\? Known: "):
+        memkit.build("architecture", name, vocab_size=VOCAB, dmi=3)

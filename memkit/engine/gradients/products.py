@@ -1,8 +1,8 @@
-"""Products for carries that may lie transposed, for the forms whose backward pass is written by hand.
+"""Products of a block for carries stored transposed, used by the hand-written forms `fused` and `iterate`.
 
-A matrix with more inputs than outputs keeps its carry as `[N, n * out, in]` instead of `[N, n * in, out]`, so that
-whatever is scaled per token is narrow: 6 to 12 % of the time of the forms `fused` and `iterate`. Sums are made in
-place, as memory that is new costs more than the sum. `core.block` has the same products without either.
+A matrix with more inputs than outputs stores its carry as `[N, n * out, in]`, not `[N, n * in, out]` (n = 1 + slots),
+so that only the narrow side is scaled per token; the forms take 6 to 12 % less time. Sums are made in place, because
+allocating memory costs more than the sum. `core.block` has the same products without either.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from memkit.rule import Linear
 
 
 def stack_narrow(rows: Rows) -> Weights:
-    """Name -> carry, transposed where the matrix has more inputs than outputs."""
+    """Return name -> carry, transposed for matrices with more inputs than outputs."""
     found = {}
     for name, weight in rows.weights.items():
         transpose = weight.shape[1] > weight.shape[2]
@@ -27,12 +27,12 @@ def stack_narrow(rows: Rows) -> Weights:
 
 
 def is_transposed(carry: Tensor, out: int) -> bool:
-    """Whether a carry is `[N, n * out, in]`, for a matrix with `out` outputs."""
+    """Return whether a carry is `[N, n * out, in]`, for a matrix with `out` outputs."""
     return carry.shape[2] != out
 
 
 def upright_parts(carry: Weights, outs: dict[str, int], n: int) -> Parts:
-    """Views of weight and slots `[N, in, out]`; outs: name -> outputs of the matrix."""
+    """Return views of weight and slots, `[N, in, out]`; outs: name -> number of outputs."""
     return {
         name: tuple(part.mT if is_transposed(x, outs[name]) else part for part in x.chunk(n, 1))
         for name, x in carry.items()
@@ -40,12 +40,12 @@ def upright_parts(carry: Weights, outs: dict[str, int], n: int) -> Parts:
 
 
 def upright_carry(carry: Weights, outs: dict[str, int], n: int) -> Weights:
-    """Name -> carry `[N, n * in, out]`, as `core.block` has it."""
+    """Return name -> carry `[N, n * in, out]`, as `core.block` has it."""
     return {name: torch.cat(split, 1) for name, split in upright_parts(carry, outs, n).items()}
 
 
 def transposed_as(carry: Weights, like: Weights, n: int) -> Weights:
-    """The inverse: upright carries, transposed where those of `like` are."""
+    """Inverse of `upright_carry`: transpose the same carries as in `like`."""
     return {
         name: x if x.shape == like[name].shape else torch.cat([part.mT for part in x.chunk(n, 1)], 1)
         for name, x in carry.items()
@@ -53,30 +53,30 @@ def transposed_as(carry: Weights, like: Weights, n: int) -> Weights:
 
 
 def outputs_of(rows: Rows) -> dict[str, int]:
-    """Name -> outputs of the matrix."""
+    """Return name -> number of outputs."""
     return {name: weight.shape[2] for name, weight in rows.weights.items()}
 
 
 def upright_weight(carry: Tensor, inputs: int, out: int) -> Tensor:
-    """A view of the weight in a carry, `[N, inputs, out]`."""
+    """Return a view of the weight in a carry, `[N, inputs, out]`."""
     return carry[:, :out].mT if is_transposed(carry, out) else carry[:, :inputs]
 
 
 def read(effect: Effect, x: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> Tensor:
-    """`core.block.read`, of a carry that may be transposed."""
+    """Return P (x Z) + ((x a^T) * C) r, as `core.block.read` does; the carry may be transposed."""
     y, _ = read_carry(effect, x, carry, transposed=is_transposed(carry, r.shape[-1]))
     return plus_product(y, effect.scores(x, a), r)
 
 
 def reader(effect: Effect, carry: Weights, tape: Tape) -> Linear:
-    """`core.block.reader`, of carries that may be transposed."""
+    """Return `linear(name, x)` for queries, as `core.block.reader` does; carries may be transposed."""
     return lambda name, x: read(effect, x, carry[name], tape.inputs[name], tape.errors[name])
 
 
 def read_carry(effect: Effect, x: Tensor, carry: Tensor, *, transposed: bool) -> tuple[Tensor, Tensor | None]:
-    """P (x Z), `[N, T, out]`; for a transposed carry also x times each part, `[N, T, n * out]`.
+    """Return P (x Z), `[N, T, out]`; for a transposed carry also x times each part, `[N, T, n * out]`, else None.
 
-    With `transposed` other than the carry lies, it reads the transposes of its matrices.
+    With `transposed` inverted, x is multiplied by the transposes of the matrices instead.
     """
     if not transposed:
         return effect.scale_input(x) @ carry, None
@@ -85,7 +85,7 @@ def read_carry(effect: Effect, x: Tensor, carry: Tensor, *, transposed: bool) ->
 
 
 def combine_parts(numbers: Tensor, by_part: Tensor) -> Tensor:
-    """Sum of n parts `[N, T, n * out]`, each times its number, `[N, T, n]`."""
+    """Return the sum of n parts, `[N, T, n * out]`, weighted by numbers `[N, T, n]`: `[N, T, out]`."""
     n = numbers.shape[-1]
     split = split_parts(by_part, n)
     total = numbers[..., :1] * split[..., 0, :]
@@ -95,21 +95,24 @@ def combine_parts(numbers: Tensor, by_part: Tensor) -> Tensor:
 
 
 def split_parts(x: Tensor, n: int) -> Tensor:
-    """`[..., n * width]` -> `[..., n, width]`; shapes are written out, as vmap cannot infer them."""
+    """Reshape `[..., n * width]` to `[..., n, width]`; with explicit shapes, because vmap cannot infer them."""
     return x.reshape(*x.shape[:-1], n, x.shape[-1] // n)
 
 
 def fold(
     last_carry: Tensor, last_write: Tensor, carry: Tensor, a: Tensor, r: Tensor, out: Tensor | None = None
 ) -> Tensor:
-    """`core.block.fold`, of a carry that may be transposed; out: memory to write to where no gradient is wanted."""
+    """Return the next carry, as `core.block.fold` does, transposed if the carry is.
+
+    out: memory for the result, only if no gradient is wanted.
+    """
     if is_transposed(carry, r.shape[-1]):
         a, r = r, a
     return plus_product(decay_carry(last_carry, carry, out), scale(last_write, a).mT, r)
 
 
 def fold_all(carry: Weights, own: Coefficients, tape: Tape, spare: Weights | None = None) -> Weights:
-    """Name -> carry after the block, in spare memory if there is some."""
+    """Return name -> next carry, in spare memory if there is some."""
     into = spare or {}
     return {
         name: fold(own.last_carry, own.last_write, x, tape.inputs[name], tape.errors[name], into.get(name))
@@ -118,10 +121,10 @@ def fold_all(carry: Weights, own: Coefficients, tape: Tape, spare: Weights | Non
 
 
 def plus_product(total: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """total + x y, in the place of a total that nobody needs any more; a compiler makes the sum its own way."""
+    """Return total + x y, overwriting total unless torch compiles: in place, its sums begin with a copy."""
     return total + x.bmm(y).to(total.dtype) if torch.compiler.is_compiling() else plus_product_(total, x, y)
 
 
 def plus_product_(total: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """total + x y, in place; the product may have a lower precision than the total."""
+    """Add x y to total in place and return it; the product may have a lower precision."""
     return total.baddbmm_(x, y) if total.dtype == x.dtype else total.add_(x.bmm(y).to(total.dtype))

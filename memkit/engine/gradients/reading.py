@@ -1,50 +1,60 @@
-"""Reading a block, and going back through it."""
+"""Queries read from a block, forward and backward: q `[N, T, K]` -> y `[N, T, V]`."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from torch import Tensor
 
 from memkit.engine.core.coefficients import Effect
 from memkit.engine.core.rows import Weights
-from memkit.engine.gradients.adjoint import Asked, Read, Slopes, ask, ask_back, carry_back
-from memkit.engine.gradients.pieces import Sums, passed
+from memkit.engine.gradients.segments import GradientSums, forward_pass
+from memkit.engine.gradients.vjp import BlockGradients, Read, ReadResiduals, carry_vjp, read_fwd, read_vjp
 from memkit.rule import Rule
 
 
-def read_back(
+class QueryResiduals(NamedTuple):
+    """Output and residuals of every linear map, by name, kept for `read_queries_vjp`."""
+
+    outputs: Weights
+    reads: dict[str, ReadResiduals]
+
+
+def read_queries(
+    rule: Rule, q: Tensor, constants: dict[str, Tensor], effect: Effect, carry: Weights, a: Weights, r: Weights
+) -> tuple[Tensor, QueryResiduals]:
+    """Return y and the residuals; every linear map uses its own carry, inputs a and errors r."""
+    residuals = QueryResiduals({}, {})
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        residuals.outputs[name], residuals.reads[name] = read_fwd(effect, x, carry[name], a[name], r[name])
+        return residuals.outputs[name]
+
+    return rule.memory.forward(linear, q, constants), residuals
+
+
+def read_queries_vjp(
     rule: Rule,
     q: Tensor,
     constants: dict[str, Tensor],
     carry: Weights,
-    answers: Weights,
-    asked: dict[str, Asked],
-    slope: Tensor,
-    to: Slopes,
-) -> Sums:
-    """Go back through the read, from y to the queries; answers and asked: what their products found."""
-    inputs, outputs, y = passed(rule, q, constants, lambda name, x: answers[name])
-    sums = Sums([*outputs.values(), q, *constants.values()])
-    sums.pull(y, slope)
-    effect = to.coefficients.weight
+    residuals: QueryResiduals,
+    grad_y: Tensor,
+    gradients: BlockGradients,
+) -> GradientSums:
+    """Return the gradients of q and constants; add those of the block's own tensors to `gradients`."""
+    inputs, outputs, y = forward_pass(rule, q, constants, lambda name, x: residuals.outputs[name])
+    sums = GradientSums([*outputs.values(), q, *constants.values()])
+    sums.pull(y, grad_y)
+    effect = gradients.coefficients.weight
     for name in reversed(outputs):
-        arrived = sums.of(outputs[name])
-        if arrived is not None:
-            x = inputs[name]
-            read = Read(effect, x.detach(), carry[name], to.inputs[name], to.errors[name], asked[name])
-            sums.pull(x, ask_back(name, read, arrived, to.of_weight, to.of_inputs, to.of_errors))
-            carry_back(name, read, arrived, to.of_carry)
+        grad_output = sums.get(outputs[name])
+        if grad_output is not None:
+            x, a, r = inputs[name], gradients.inputs[name], gradients.errors[name]
+            read = Read(effect, x.detach(), carry[name], a, r, residuals.reads[name])
+            grad_x = read_vjp(
+                name, read, grad_output, gradients.grad_weight, gradients.grad_inputs, gradients.grad_errors
+            )
+            sums.pull(x, grad_x)
+            carry_vjp(name, read, grad_output, gradients.grad_carry)
     return sums
-
-
-def answered(
-    rule: Rule, q: Tensor, constants: dict[str, Tensor], effect: Effect, carry: Weights, a: Weights, r: Weights
-) -> tuple[Tensor, Weights, dict[str, Asked]]:
-    """What queries read, and of every linear its answer and what was asked."""
-    answers: Weights = {}
-    asked: dict[str, Asked] = {}
-
-    def answer(name: str, x: Tensor) -> Tensor:
-        answers[name], asked[name] = ask(effect, x, carry[name], a[name], r[name])
-        return answers[name]
-
-    return rule.memory.forward(answer, q, constants), answers, asked

@@ -1,7 +1,7 @@
 """Banded attention by flash-attn (versions 2.7 and 2.8): CUDA, bf16 and fp16.
 
-Written from the package's documented conventions and tested with a stand-in that follows them; on a GPU it
-has not been measured here.
+Written from the package's documented conventions and tested with a stand-in of its signatures; it has not been
+measured on a GPU here.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _backward(
 
 
 def _settings(q: Tensor, reach: Reach) -> dict[str, Any]:
-    """The arguments that the package's private forward and backward share; none of them has a default."""
+    """Return the common arguments of the package's private forward and backward; none has a default."""
     return {
         "dropout_p": 0.0,
         "softmax_scale": q.shape[-1] ** -0.5,

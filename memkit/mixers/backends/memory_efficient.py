@@ -1,7 +1,7 @@
 """Banded attention by xformers' memory_efficient_attention: CUDA, bf16 and fp16.
 
-Written from the package's documented conventions and tested with a stand-in that follows them; on a GPU it
-has not been measured here.
+Written from the package's documented conventions and tested with a stand-in of its signatures; it has not been
+measured on a GPU here.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.autograd import differentiable_once
+from memkit.autograd import once_differentiable
 from memkit.mixers.backends.banded import Banded
 
 # How far a query at the bottom right sees to the left and to the right; -1 is no bound. flash-attn's words.
@@ -84,7 +84,7 @@ class _PrefixAndBand(torch.autograd.Function):
         return out
 
     @staticmethod
-    @differentiable_once("attention by this kernel", "backend='torch'")
+    @once_differentiable("attention by this kernel", "backend='torch'")
     def backward(ctx: Any, saved: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, prefix_k, prefix_v, k, v, out, lse = saved
         grad = grad.contiguous()  # the gradient of a sum is one number with strides of 0

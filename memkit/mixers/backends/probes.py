@@ -1,4 +1,4 @@
-"""Whether something optional works here: asked by running it, never by looking for its files."""
+"""Probes of optional packages: run them, never look for their files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 _found: dict[Callable[[], None], str | None] = {}
 
 
-@torch.compiler.assume_constant_result  # asked while a model is compiled, a probe runs then
+@torch.compiler.assume_constant_result  # while a model is compiled, a probe still runs
 def why_not(probe: Callable[[], None]) -> str | None:
-    """Run a probe, once per process: None where it passes, else the reason why it does not."""
+    """Run a probe, once per process: return None if it passes, else the reason of its failure."""
     if probe not in _found:
         try:
             probe()
@@ -22,11 +22,11 @@ def why_not(probe: Callable[[], None]) -> str | None:
 
 
 def forget() -> None:
-    """Run every probe again when it is asked for next."""
+    """Forget all results, so that every probe runs again."""
     _found.clear()
 
 
 def require_cuda() -> None:
-    """Raise `RuntimeError` without a CUDA device: the part that most probes share."""
+    """Raise `RuntimeError` without a CUDA device, the common part of most probes."""
     if not torch.cuda.is_available():
         raise RuntimeError("there is no CUDA device")

@@ -1,7 +1,7 @@
-"""A block's program as torch compiles it: what lies between products becomes few passes over memory.
+"""`compile_blocks`, a setting of the process: blocks run as programs of torch.compile.
 
-Blocks of one length do the same to other numbers, so that one compiled block serves a whole sequence, and the loop
-over blocks, the graph of the outer loop and everything before and after stay as they are.
+torch fuses the operations between the products of a block into few passes over memory. All blocks of one length use
+the same program; the loop over them and the caller's graph are not compiled.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from memkit.registry import nearest
 
 Prepare = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Makes of a block's program another one that does the same."""
+"""A map from a block's function to an equivalent one, compiled or not."""
 
 RECOMPILE_LIMIT = 256
-"""Shapes and rules that a block may be compiled for; torch's own limit of 8 is too few for a grid of models."""
+"""Programs per block function, one for each shape and rule; torch's own limit of 8 is too low for a grid of models."""
 
 _backend: str | None = None
 
@@ -26,29 +26,29 @@ _backend: str | None = None
 class compile_blocks:
     """Have torch compile the blocks of memories, from here on, or inside of a `with`.
 
-    The first call of every shape compiles for some seconds; after it training and long forward passes are
-    faster, and compute the same. It is for the form "dual", in calls of several blocks, of rules with gradients at
-    the weights as they are, one for each write, gates per head and no `surprise_limit`; of others `explain` says what
-    stands in the way. Everything else runs as it is. In a model that `torch.compile` compiles, neighbouring blocks of
-    one length become one operator instead of a part each of the model's graph, which compiles the sooner for it the
-    longer the text is. On a CPU torch needs a C++ compiler.
+    The first call of every shape compiles for some seconds; later training steps and long forward passes are faster,
+    with the same results up to rounding. Only calls of several blocks in the dual form are compiled, of rules with
+    gradients at the memory's own weights, one gradient per write, gates per head and no `surprise_limit`; `explain`
+    names the obstacles of other rules, and those run as before. Inside a model under `torch.compile`, neighboring
+    blocks of one length become one operator instead of one part of the graph each, so a long text compiles sooner.
+    On a CPU torch needs a C++ compiler.
 
-    It is one setting for the process, all threads included. A block is compiled for every number of rows, and after
-    256 programs runs as it is written.
+    The setting holds for the whole process, all threads included. A block is compiled once for every number of rows;
+    beyond 256 programs it runs uncompiled.
 
-    enabled: False runs blocks as they are written, which is how memkit begins. backend: of `torch.compile`. Raises
-    `ValueError` for a backend that torch does not have.
+    enabled: False turns compilation off, the default of memkit. backend: of `torch.compile`. Raises `ValueError` for a
+    backend unknown to torch, or if torch is too old.
     """
 
     def __init__(self, enabled: bool = True, *, backend: str = "inductor") -> None:
         global _backend
         known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
-            raise ValueError(f"{backend!r} is no backend of torch.compile. {nearest(backend, known)}")
+            raise ValueError(f"{backend!r} is not a backend of torch.compile. {nearest(backend, known)}")
         if enabled and not hasattr(torch._dynamo.config, "trace_autograd_ops"):
             raise ValueError(
-                f"torch {torch.__version__} compiles no gradients that are taken inside of a block. Use a newer torch, "
-                "or leave blocks as they are written."
+                f"torch {torch.__version__} cannot compile a block, because a gradient is taken inside it. Use a newer "
+                "torch, or do not compile blocks."
             )
         self._before, self._now = _backend, backend if enabled else None
         _backend = self._now
@@ -63,38 +63,38 @@ class compile_blocks:
 
 
 def as_written(program: Callable[..., Any]) -> Callable[..., Any]:
-    """The program itself."""
+    """Return the function itself, uncompiled."""
     return program
 
 
 def backend_now() -> str | None:
-    """What compiles blocks now; None where they run as they are written."""
+    """Return the backend set by `compile_blocks`, or None if blocks are not compiled."""
     return _backend
 
 
 def preparing() -> Prepare:
-    """How blocks are prepared now; where torch compiles already, as they are written."""
+    """Return the present `Prepare`: `as_written` if compilation is off, or torch already compiles the caller."""
     return as_written if torch.compiler.is_compiling() or _backend is None else compiler_of(_backend)
 
 
 @cache
 def compiler_of(backend: str) -> Prepare:
-    """What compiles programs with a backend, each once."""
-    from torch._dynamo.exc import FailOnRecompileLimitHit  # late, because torch's compiler is a second to import
+    """Return a `Prepare` for a backend; it compiles each function once."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit  # late: importing torch's compiler takes a second
 
     @cache
     def prepared(program: Callable[..., Any]) -> Callable[..., Any]:
         compiled = torch.compile(program, backend=backend, fullgraph=True, dynamic=False)
 
         @wraps(program)
-        def called(*given: Any, **how: Any) -> Any:
-            # Gradients are taken inside of a block, of tensors that are made there; nothing has a graph outside.
+        def called(*args: Any, **options: Any) -> Any:
+            # A block takes gradients of its own tensors (trace_autograd_ops); no graph leads outside (no_grad).
             limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
             with torch.no_grad(), torch._dynamo.config.patch(trace_autograd_ops=True, recompile_limit=limit):
                 try:
-                    return compiled(*given, **how)
+                    return compiled(*args, **options)
                 except FailOnRecompileLimitHit:
-                    return program(*given, **how)
+                    return program(*args, **options)
 
         return called
 

@@ -1,8 +1,9 @@
-"""The fused form: the blocks of `dual`, each run of equal ones as a single node with a backward pass of its own.
+"""The fused form: neighboring blocks of one length as one autograd node, with a backward pass written by hand.
 
-It computes what `dual` says, faster, and is what `compile_blocks` and `products=` are for. Where blocks do more (Omega
-windows, effective weights, gradient points of their own, limits, gates per channel), where torch traces or exports, and
-where losses are observed, `dual` itself runs.
+Tokens q, k, v `[N, L, ...]`, gates `[N, L]` -> y `[N, L, V]` and the next rows. It computes what `dual` does, faster;
+`compile_blocks` and `products=` apply to it. `dual` itself runs if losses are observed, and if torch traces or exports
+the caller. Rules with more steps per block (Omega windows, effective weights, own gradient points, limits, gates per
+channel) have no fused form.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from memkit.engine.form import Call, Form, Result
 from memkit.engine.forms.blocks import cast, in_parallel, layout, why_blocks
 from memkit.engine.forms.dual import dual, prepared
 from memkit.engine.forms.fused.compile import as_written, backend_now, preparing
-from memkit.engine.forms.fused.forward import Given, Run
+from memkit.engine.forms.fused.forward import BlockRun, Inputs
 from memkit.engine.forms.fused.node import run_blocks
 from memkit.engine.forms.fused.operator import POSSIBLE
 from memkit.engine.gradients.products import outputs_of, stack_narrow, upright_parts
@@ -29,7 +30,7 @@ from memkit.state import map_tensors
 
 
 def fused(call: Call) -> Result:
-    """Run the call, neighboring blocks of one length at a time."""
+    """Run the call, one run of equal blocks after the other."""
     if call.observe or not possible_now():
         return dual(call)
     rule, rows, products = call.rule, call.rows, call.run.products
@@ -38,12 +39,14 @@ def fused(call: Call) -> Result:
     gates = {gate.name: call.tokens.gates[gate.name] for gate in rule.objective.gates}
     tokens, constants = cast((call.tokens._replace(gates=gates), rows.constants), products)
     runs = list(equal_blocks(steps, call.lengths))
-    for (count, some), here in zip(runs, cut(tokens, [n * some.write.shape[2] for n, some in runs]), strict=True):
-        own = prepared(rule, coefficients.unroll(some), products)
-        here = map_tensors(lambda x, count=count: x.unflatten(1, (count, x.shape[1] // count)), here)
+    lengths = [count * run_steps.write.shape[2] for count, run_steps in runs]
+    for (count, run_steps), part in zip(runs, cut(tokens, lengths), strict=True):
+        part = map_tensors(lambda x, count=count: x.unflatten(1, (count, x.shape[1] // count)), part)
+        unrolled = prepared(rule, coefficients.unroll(run_steps), products)
         begins = tuple(block.begins for block in call.blocks[first : first + count])
-        program = preparing() if count > 1 else as_written  # a lone block is of any length: not worth compiling
-        y, carry, anchor = run_blocks(Run(rule, begins, program), Given(here, own, carry, anchor, constants))
+        prepare = preparing() if count > 1 else as_written  # lone blocks have many lengths: too many programs
+        run = BlockRun(rule, begins, prepare)
+        y, carry, anchor = run_blocks(run, Inputs(part, unrolled, carry, anchor, constants))
         outputs.append(y.flatten(1, 2))
         first += count
     weights, slots = unstack(upright_parts(carry, outputs_of(rows), 1 + rule.slots))
@@ -52,37 +55,37 @@ def fused(call: Call) -> Result:
 
 
 def possible_now() -> bool:
-    """Whether blocks can be one node here: torch does not trace, or it makes the node one operator.
+    """Return whether blocks can be one node now: torch does not trace the caller, or accepts them as an operator.
 
-    An exported program runs where memkit is not installed, so it holds no such operator.
+    An exported program must run without memkit, so it holds no operator of memkit.
     """
     tracing = torch.compiler.is_compiling()
     return not tracing or (as_operator() and not torch.compiler.is_exporting())
 
 
 def as_operator() -> bool:
-    """Whether a run of blocks is one operator of a graph that torch is making."""
+    """Return whether a traced run of blocks becomes one operator."""
     return backend_now() is not None and POSSIBLE
 
 
 def compiles_blocks(rule: Rule) -> bool:
-    """Whether torch compiles the blocks of a rule now."""
+    """Return whether torch compiles the blocks of a rule now."""
     return not not_fused(rule) and possible_now() and preparing() is not as_written
 
 
 def not_fused(rule: Rule) -> list[str]:
-    """Reasons against a node whose backward pass is written by hand."""
-    found = not_linear(rule)
+    """Return reasons against the hand-written backward pass."""
+    reasons = not_linear(rule)
     if rule.point is not at_weights:
-        found.append("its gradients are taken at a point of its own")
+        reasons.append("its gradients are taken at a point of its own")
     if rule.effective is not identity:
-        found.append("its effective weights are others than it keeps")
+        reasons.append("its effective weights are others than it keeps")
     if rule.window > 1:
-        found.append(f"each write uses {rule.window} gradients")
+        reasons.append(f"each write uses {rule.window} gradients")
     channels = [gate.name for gate in rule.weight_gates if gate.per not in ("head", "pair")]
     if channels:
-        found.append(f"its gates {channels} are per channel")
-    return found if rule.surprise_limit is None else [*found, "it has a surprise_limit"]
+        reasons.append(f"its gates {channels} are per channel")
+    return reasons if rule.surprise_limit is None else [*reasons, "it has a surprise_limit"]
 
 
 def _suits(rule: Rule) -> bool:

@@ -1,4 +1,8 @@
-"""The sweep over blocks forward, and what it leaves for the sweep back."""
+"""The forward pass over a run of blocks, and the residuals for its backward pass (`backward`).
+
+A run is `blocks` neighboring blocks of one length L: tokens `[N, blocks, L, ...]` -> y `[N, blocks, L, V]`, and the
+carry `[N, n * in, out]` from before the first block to after the last.
+"""
 
 from __future__ import annotations
 
@@ -11,113 +15,122 @@ from memkit.engine.core.coefficients import Coefficients
 from memkit.engine.core.rows import Weights
 from memkit.engine.forms.blocks import cast
 from memkit.engine.forms.fused.compile import Prepare, as_written
-from memkit.engine.gradients.adjoint import Asked
-from memkit.engine.gradients.pieces import write_pass
 from memkit.engine.gradients.products import fold, upright_weight
-from memkit.engine.gradients.reading import answered
+from memkit.engine.gradients.reading import QueryResiduals, read_queries
+from memkit.engine.gradients.segments import write_pass
 from memkit.rule import Rule, Tokens
 from memkit.state import Tree, map_tensors, merge_trees, tensors, with_tensors
 
 
-class Given(NamedTuple):
-    """What a run of blocks of one length begins with: tokens and coefficients `[N, blocks, ...]`, the rest `[N, ...]`.
+class Inputs(NamedTuple):
+    """Differentiable inputs of a run: tokens and coefficients `[N, blocks, ...]`, the rest `[N, ...]`.
 
-    own.weight says what queries see. Carry, anchor and own.last_carry may be of a higher precision than the rest,
-    which is that of the products.
+    coefficients.weight is the effect on the weights of queries. anchor: the weights of a mini-batch begun earlier.
+    Carry, anchor and coefficients.last_carry may have a higher precision than the rest, the precision of products.
     """
 
     tokens: Tokens
-    own: Coefficients
+    coefficients: Coefficients
     carry: Weights
     anchor: Weights
     constants: dict[str, Tensor]
 
 
-class Found(NamedTuple):
-    """What it ends with: y `[N, blocks, L, V]`, the carry, and the weights that gradients see."""
+class Outputs(NamedTuple):
+    """Results of a run: y `[N, blocks, L, V]`, the carry and the anchor after its last block."""
 
     y: Tensor
     carry: Weights
     anchor: Weights
 
 
-class Kept(NamedTuple):
-    """What a block leaves for the sweep back: where it began, and the result of every product."""
+class Residuals(NamedTuple):
+    """Tensors of one block kept for its backward pass: carry and anchor at its start, and the result of every product.
+
+    outputs, grad_inputs: of the write pass, see `segments.WritePass`. queries: of the read.
+    """
 
     carry: Weights
     anchor: Weights
     outputs: Weights
-    backs: Weights
-    answers: Weights
-    asked: dict[str, Asked]
+    grad_inputs: Weights
+    queries: QueryResiduals
 
 
-class Run(NamedTuple):
-    """A run of blocks: the rule, which rows begin a mini-batch with each, and how a block's program is prepared."""
+class BlockRun(NamedTuple):
+    """Constants of a run: the rule; per block, the rows `[N]` for which it begins a mini-batch; and the compiler."""
 
     rule: Rule
     begins: tuple[Tensor | bool, ...]
-    prepared: Prepare = as_written
+    prepare: Prepare = as_written
 
     def blocks(self, tree: Tree) -> list[Tree]:
-        """A tree of tensors `[N, blocks, ...]` as one for each block.
+        """Split a tree of tensors `[N, blocks, ...]` into one tree per block.
 
-        What is compiled takes copies: the strides of views say how many blocks there are, and of every other number
-        of them torch would make another program.
+        Compiled blocks take copies: the strides of views depend on the number of blocks, and torch would compile again
+        for every other number.
         """
-        parts = ([x if self.prepared is as_written else x.contiguous() for x in y.unbind(1)] for y in tensors(tree))
-        return [with_tensors(tree, here) for here in zip(*parts, strict=True)]
+        split = ([x if self.prepare is as_written else x.contiguous() for x in y.unbind(1)] for y in tensors(tree))
+        return [with_tensors(tree, block) for block in zip(*split, strict=True)]
 
 
-def forward(run: Run, given: Given, kept: list[Kept] | None) -> Found:
-    """Run the blocks, all tensors detached; `kept` receives what each leaves."""
-    outputs, carry, anchor, block = [], given.carry, given.anchor, run.prepared(_block)
-    for begins, (here, own) in zip(run.begins, run.blocks((given.tokens, given.own)), strict=True):
-        anchor = begun(run.rule, begins, carry, anchor, here)
-        y, following, left = block(run.rule, here, own, carry, anchor, given.constants, keep=kept is not None)
-        if kept is not None:
-            kept.append(left)
+def forward(run: BlockRun, inputs: Inputs, residuals: list[Residuals] | None) -> Outputs:
+    """Run the blocks on detached tensors, appending each block's residuals unless the list is None."""
+    outputs, carry, anchor, block = [], inputs.carry, inputs.anchor, run.prepare(_block)
+    for begins, (tokens, coefficients) in zip(
+        run.begins, run.blocks((inputs.tokens, inputs.coefficients)), strict=True
+    ):
+        anchor = next_anchor(run.rule, begins, carry, anchor, tokens)
+        y, following, kept = block(
+            run.rule, tokens, coefficients, carry, anchor, inputs.constants, keep=residuals is not None
+        )
+        if residuals is not None:
+            residuals.append(kept)
         outputs.append(y)
         carry = following
-    return Found(torch.stack(outputs, 1), carry, map_tensors(Tensor.contiguous, anchor))
+    return Outputs(torch.stack(outputs, 1), carry, map_tensors(Tensor.contiguous, anchor))
 
 
-def writes(given: Given) -> bool:
-    """Whether gradients flow to anything that a block leaves behind, and not only to what queries read."""
-    return any(x.requires_grad for x in tensors(given._replace(tokens=given.tokens._replace(q=given.tokens.k))))
+def writes_need_grad(inputs: Inputs) -> bool:
+    """Return whether any input of the state needs a gradient; queries alone do not change the state."""
+    return any(x.requires_grad for x in tensors(inputs._replace(tokens=inputs.tokens._replace(q=inputs.tokens.k))))
 
 
-def begun(rule: Rule, begins: Tensor | bool, carry: Weights, anchor: Weights, here: Tokens) -> Weights:
-    """The weights that the gradients of a block see."""
+def next_anchor(rule: Rule, begins: Tensor | bool, carry: Weights, anchor: Weights, tokens: Tokens) -> Weights:
+    """Return the weights at which a block's gradients are taken: the carried ones if it begins a mini-batch."""
     if begins is False:
         return anchor
-    shapes = rule.memory.shapes(here.k.shape[-1], here.v.shape[-1])
+    shapes = rule.memory.shapes(tokens.k.shape[-1], tokens.v.shape[-1])
     fresh = {name: upright_weight(x, *shapes[name]) for name, x in carry.items()}
     return merge_trees(begins, anchor, fresh) if isinstance(begins, Tensor) else fresh
 
 
 def _block(
     rule: Rule,
-    here: Tokens,
-    own: Coefficients,
+    tokens: Tokens,
+    coefficients: Coefficients,
     carry: Weights,
     anchor: Weights,
     constants: dict[str, Tensor],
     *,
     keep: bool,
-) -> tuple[Tensor, Weights, Kept | None]:
-    """Tape, read and fold; `keep` asks for what the way back needs, which else need not outlive its use."""
-    kept = Kept(carry, anchor, {}, {}, {}, {})
-    carry, anchor = cast((carry, anchor), here.k.dtype)
+) -> tuple[Tensor, Weights, Residuals | None]:
+    """Run one block: tape, read, fold. Residuals are None unless `keep`, so that memory is freed early."""
+    state = carry
+    carry, weights = cast((carry, anchor), tokens.k.dtype)
 
-    def back(name: str, given: Tensor, error: Tensor) -> Tensor | None:
-        return torch.bmm(error, anchor[name].mT) if given.requires_grad else None
+    def linear_fwd(name: str, x: Tensor) -> Tensor:
+        return torch.bmm(x, weights[name])
 
-    writing = write_pass(rule, here, constants, carry, lambda name, x: torch.bmm(x, anchor[name]), back, graph=False)
-    a, r = map_tensors(Tensor.detach, (writing.forward.inputs, writing.errors))
-    y, answers, asked = answered(rule, here.q, constants, own.weight, carry, a, r)
-    following = {name: fold(own.last_carry, own.last_write, x, a[name], r[name]) for name, x in kept.carry.items()}
+    def linear_vjp(name: str, x: Tensor, error: Tensor) -> Tensor | None:
+        return torch.bmm(error, weights[name].mT) if x.requires_grad else None
+
+    tape = write_pass(rule, tokens, constants, carry, linear_fwd, linear_vjp, graph=False)
+    a, r = map_tensors(Tensor.detach, (tape.forward.inputs, tape.errors))
+    y, queries = read_queries(rule, tokens.q, constants, coefficients.weight, carry, a, r)
+    last_carry, last_write = coefficients.last_carry, coefficients.last_write
+    following = {name: fold(last_carry, last_write, x, a[name], r[name]) for name, x in state.items()}
     if not keep:
         return y, following, None
-    outputs, backs = map_tensors(Tensor.detach, (writing.forward.outputs, writing.backs))
-    return y, following, kept._replace(outputs=outputs, backs=backs, answers=answers, asked=asked)
+    outputs, grad_inputs = map_tensors(Tensor.detach, (tape.forward.outputs, tape.grad_inputs))
+    return y, following, Residuals(state, anchor, outputs, grad_inputs, queries)

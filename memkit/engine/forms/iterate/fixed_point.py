@@ -1,9 +1,9 @@
-"""Rounds that settle: the errors of a block whose gradients see weights that hold the block's own earlier writes.
+"""Fixed-point iteration for the errors of a block, r = G(r), with gradients taken after the block's earlier writes.
 
-A round (`one_round`) makes new errors of old ones, r <- G(r). What a token sees of the block's writes is strictly
-triangular, so round n is exact for the first n + 1 gradient points of the block, and the answer exact to rounding
-after as many rounds as there are points, in practice far sooner. They stop by what the linears say, z, and not by r,
-whose own size means nothing where a memory has learned all there is to learn.
+One iteration (`Iteration`) maps old errors to new ones, `[N, L, out]` per weight. A token depends on earlier tokens
+only (a strictly triangular system), so iteration n is exact for the first n + 1 gradient points of the block, and all
+is exact after as many iterations as points, in practice far fewer. Convergence is measured on the outputs z of the
+linear maps, not on the errors: these have no scale of their own once a memory predicts its values.
 """
 
 from __future__ import annotations
@@ -17,134 +17,141 @@ from torch import Tensor
 from memkit.engine.core.rows import Weights
 from memkit.engine.core.surprise import squared_surprise
 from memkit.engine.core.tape import Tape
-from memkit.engine.forms.iterate.round import Kept, Round, RoundResult, Start, Wiring
+from memkit.engine.forms.iterate.iteration import Iteration, IterationResult, MemoryGraph, Problem, Residuals
 from memkit.rule import Rule
 
 PATIENCE = 2
-"""Rounds in a row that come no closer, after which a block is given up."""
+"""Iterations in a row without progress before a block is given up."""
 ROUNDING = 64
-"""Moves of so many roundings are none, whatever the tolerance."""
+"""Changes below so many machine epsilons count as zero, whatever the tolerance."""
 
 
 class Rounds(NamedTuple):
-    """When to stop: after `most` rounds, unlooked; or, where that is None, when what the weights say is foreseen to be
-    `tolerance` of a row's largest number in the first round from settled (None: what rounding leaves undecided)."""
+    """Stopping rule of the fixed-point iteration.
 
-    most: int | None = None
+    fixed: run exactly so many iterations after the first, without a check. If it is None, stop when the predicted
+    remaining change of the layer outputs is below `tolerance`, relative to the row's largest output in the first
+    iteration (None: 4 machine epsilons).
+    """
+
+    fixed: int | None = None
     tolerance: float | None = None
 
-    def within(self, dtype: torch.dtype) -> float:
-        """The tolerance in a precision."""
+    def tolerance_for(self, dtype: torch.dtype) -> float:
+        """Return the tolerance, given the precision."""
         return 4 * torch.finfo(dtype).eps if self.tolerance is None else self.tolerance
 
 
-class Settling(NamedTuple):
-    """The rule, its memory's wiring and when rounds stop; whether gradients are wanted, and whether anybody watches."""
+class FixedPointConfig(NamedTuple):
+    """The rule, its memory's dependencies, and the stopping rule.
+
+    differentiable: gradients will be wanted. observe: losses and gradient norms are wanted.
+    """
 
     rule: Rule
-    wired: Wiring
+    graph: MemoryGraph
     rounds: Rounds
-    graph: bool
-    watched: bool
+    differentiable: bool
+    observe: bool
 
-    def points(self, start: Start) -> int:
-        """The gradient points of a block."""
-        return -(-start.tokens.k.shape[1] // self.rule.mini_batch)
+    def points(self, problem: Problem) -> int:
+        """Return the number of gradient points in a block, one per mini-batch."""
+        return -(-problem.tokens.k.shape[1] // self.rule.mini_batch)
 
 
-class Settled(NamedTuple):
-    """The block's tape; and of each round what its products found and the errors that it began with.
+class FixedPoint(NamedTuple):
+    """The block's tape; and per iteration its residuals and the errors it started from, for the backward pass.
 
-    Where rounds settle only the last one, as it were one that begins with what it ends with.
+    After convergence only the last iteration is kept, as one from the fixed point to itself.
     """
 
     tape: Tape
-    rounds: tuple[tuple[Kept, Weights], ...]
+    iterations: tuple[tuple[Residuals, Weights], ...]
 
 
 @torch.no_grad()
-def settle(how: Settling, start: Start) -> Settled | None:
-    """What rounds find, all tensors plain numbers; None where they come no closer, or overflow.
+def solve_fixed_point(config: FixedPointConfig, problem: Problem) -> FixedPoint | None:
+    """Return the fixed point of a detached problem; None if the iteration stops making progress, or overflows.
 
-    Losses and gradient norms only where somebody watches.
+    The tape's losses and gradient norms are filled only if the config asks for them.
     """
-    rule, tokens, rounds = how.rule, start.tokens, how.rounds
-    go = Round(rule, start, how.wired)
-    if rounds.most is None:
-        # Gradients are taken at what the linears say, which lags what the errors write by a round.
-        ahead = 1 if how.graph else 2
-        found = _settled(go, how.points(start) - 1, rounds.within(tokens.k.dtype), ahead=ahead)
-        if found is None:
+    rule, tokens, rounds = config.rule, problem.tokens, config.rounds
+    step = Iteration(rule, problem, config.graph)
+    if rounds.fixed is None:
+        # Gradients use the layer outputs as they are; outputs used for values are one iteration further.
+        ahead = 1 if config.differentiable else 2
+        last = config.points(problem) - 1
+        result = _converge(step, last, rounds.tolerance_for(tokens.k.dtype), ahead=ahead)
+        if result is None:
             return None
-        begun = ((found.kept, go.old(found)),)
+        iterations = ((result.residuals, step.unknown_errors(result)),)
     else:
-        found, begun = _fixed(go, rounds.most)
-    loss, squared = torch.full_like(tokens.v[..., 0], torch.nan), found.squared_surprise
-    if how.watched:
-        loss = rule.objective.loss(found.prediction, tokens.v, tokens.gates)
-        squared = squared_surprise(found.inputs, found.errors) if squared is None else squared
-    return Settled(Tape(found.inputs, found.errors, loss, squared), begun)
+        result, iterations = _repeat(step, rounds.fixed)
+    loss, squared = torch.full_like(tokens.v[..., 0], torch.nan), result.squared_surprise
+    if config.observe:
+        loss = rule.objective.loss(result.prediction, tokens.v, tokens.gates)
+        squared = squared_surprise(result.inputs, result.errors) if squared is None else squared
+    return FixedPoint(Tape(result.inputs, result.errors, loss, squared), iterations)
 
 
-def _fixed(go: Round, most: int) -> tuple[RoundResult, tuple[tuple[Kept, Weights], ...]]:
-    """What is found after so many rounds, settled or not."""
+def _repeat(step: Iteration, count: int) -> tuple[IterationResult, tuple[tuple[Residuals, Weights], ...]]:
+    """Return the result after `count` more iterations than one, and what `FixedPoint.iterations` holds."""
     old: Weights = {}
-    found = go(old)
-    begun = [(found.kept, old)]
-    for _ in range(most):
-        old = go.old(found)
-        found = go(old)
-        begun.append((found.kept, old))
-    return found, tuple(begun)
+    result = step(old)
+    iterations = [(result.residuals, old)]
+    for _ in range(count):
+        old = step.unknown_errors(result)
+        result = step(old)
+        iterations.append((result.residuals, old))
+    return result, tuple(iterations)
 
 
-def _settled(go: Round, exact: int, tolerance: float, *, ahead: int) -> RoundResult | None:
-    """What rounds settle on, after `exact` of them at the latest; None where they come no closer.
+def _converge(step: Iteration, most: int, tolerance: float, *, ahead: int) -> IterationResult | None:
+    """Iterate until convergence, at most `most` times, when the result is exact; None without progress.
 
-    They stop where the move that is foreseen `ahead` rounds from now is within the tolerance: a number is as far from
-    settled as its next move is large.
+    Convergence: the change predicted for `ahead` iterations from now is within the tolerance, as the distance from the
+    fixed point is about the size of the next change.
     """
-    found, last, closest, waited = go({}), None, math.inf, 0
-    scales = row_scales([found.kept.outputs[name] for name in go.unknown])
-    for n in range(1, exact + 1) if go.unknown else ():
-        before, found = found.kept.outputs, go(go.old(found))
-        moved = relative([(found.kept.outputs[name] - before[name]).abs_() for name in go.unknown], scales)
-        furthest, foreseen = _foresee(moved, last, ahead)
-        if not furthest < math.inf:
+    result, previous, smallest, waited = step({}), None, math.inf, 0
+    scales = row_scales([result.residuals.outputs[name] for name in step.unknown])
+    for n in range(1, most + 1) if step.unknown else ():
+        old, result = result.residuals.outputs, step(step.unknown_errors(result))
+        change = relative([(result.residuals.outputs[name] - old[name]).abs_() for name in step.unknown], scales)
+        size, predicted = _predict(change, previous, ahead)
+        if not size < math.inf:
             return None
-        if furthest <= ROUNDING * torch.finfo(moved.dtype).eps or foreseen <= tolerance or n == exact:
+        if size <= ROUNDING * torch.finfo(change.dtype).eps or predicted <= tolerance or n == most:
             break
-        waited = 0 if furthest < closest else waited + 1
+        waited = 0 if size < smallest else waited + 1
         if waited >= PATIENCE:
             return None
-        closest, last = min(furthest, closest), moved
-    return found
+        smallest, previous = min(size, smallest), change
+    return result
 
 
-def row_scales(numbers: list[Tensor]) -> list[Tensor]:
-    """The largest number of every row, `[N, 1]`."""
-    return [x.abs().amax((1, 2))[:, None].clamp(min=1e-30) for x in numbers]
+def row_scales(tensors: list[Tensor]) -> list[Tensor]:
+    """Return the largest absolute number of every row, `[N, 1]` per tensor `[N, L, ...]`."""
+    return [x.abs().amax((1, 2))[:, None].clamp(min=1e-30) for x in tensors]
 
 
-def relative(moves: list[Tensor], scales: list[Tensor]) -> Tensor:
-    """The largest move at every token, `[N, L]`, relative to the scale of its row; all moves are positive."""
-    found = [move.amax(-1) / s for move, s in zip(moves, scales, strict=True)]
-    return found[0] if len(found) == 1 else torch.stack(found).amax(0)
+def relative(changes: list[Tensor], scales: list[Tensor]) -> Tensor:
+    """Return the largest change of every token, `[N, L]`, relative to its row's scale; changes are positive."""
+    per_layer = [change.amax(-1) / scale for change, scale in zip(changes, scales, strict=True)]
+    return per_layer[0] if len(per_layer) == 1 else torch.stack(per_layer).amax(0)
 
 
-def largest(moved: Tensor) -> float:
-    """The largest of some moves, of which there may be none."""
-    return max(moved.amax().view(1).tolist()) if moved.numel() else 0.0
+def largest(change: Tensor) -> float:
+    """Return the largest change, 0 if there is none."""
+    return max(change.amax().view(1).tolist()) if change.numel() else 0.0
 
 
-def _foresee(moved: Tensor, last: Tensor | None, ahead: int) -> tuple[float, float]:
-    """The largest move of all, `[N, L]`, and the largest one foreseen `ahead` rounds from now, but no larger than it.
+def _predict(change: Tensor, previous: Tensor | None, ahead: int) -> tuple[float, float]:
+    """Return the largest change `[N, L]`, and the largest predicted `ahead` iterations from now, at most the first.
 
-    Where a token's move was c times as large as the one before, `last`, each to come is foreseen to be c times as
-    large again.
+    A token's changes are taken as geometric, with the ratio of the last two.
     """
-    if not moved.numel():
+    if not change.numel():
         return 0.0, 0.0
-    to_come = moved if last is None else moved * (moved / last.clamp(min=1e-30)) ** ahead
-    furthest, foreseen = torch.stack([moved.amax(), to_come.amax()]).tolist()
-    return furthest, foreseen if foreseen < furthest else furthest
+    later = change if previous is None else change * (change / previous.clamp(min=1e-30)) ** ahead
+    size, predicted = torch.stack([change.amax(), later.amax()]).tolist()
+    return size, predicted if predicted < size else size

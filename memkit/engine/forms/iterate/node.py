@@ -1,9 +1,10 @@
-"""A block whose errors rounds have found, as one node of the graph: reading it, folding it, and the way back.
+"""A block solved by fixed-point iteration, as one node of the autograd graph, differentiated implicitly.
 
-The gradient at the fixed point r = G(r, theta) needs no history of rounds: with l = d loss / d r it is
-dG/dtheta^T m, where m = l + J^T l + J^T J^T l + ... and J = dG/dr is strictly triangular as the rounds are, so that
-the sum ends where they do. After a fixed number of rounds it is that of what they computed, round by round.
-Differentiable once.
+The node reads queries q `[N, L, K]` -> y `[N, L, V]` and folds the block into the carry. Its gradient at the fixed
+point r = G(r, theta) needs no history of iterations: with l = d loss / d r and J = dG/dr it is dG/dtheta^T m, where
+m = l + J^T l + J^T J^T l + ... (a Neumann series). J is strictly triangular, so the series ends after as many terms as
+the block has gradient points. After a fixed number of iterations each one is differentiated instead, from last to
+first. Differentiable once.
 """
 
 from __future__ import annotations
@@ -13,38 +14,47 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memkit.autograd import batched, differentiable_once, outside_autocast
+from memkit.autograd import batched, once_differentiable, outside_autocast
 from memkit.engine.core.affine import Affine
 from memkit.engine.core.coefficients import Coefficients, Effect
 from memkit.engine.core.rows import Weights
 from memkit.engine.core.tape import Tape
-from memkit.engine.forms.iterate.fixed_point import Settled, Settling, largest, relative, row_scales
-from memkit.engine.forms.iterate.round import Kept, Start
-from memkit.engine.forms.iterate.round_backward import Leaves, RoundBack
-from memkit.engine.gradients.adjoint import Asked, Slopes, add, fold_back
-from memkit.engine.gradients.pieces import arrived_at
+from memkit.engine.forms.iterate import iteration
+from memkit.engine.forms.iterate.fixed_point import FixedPoint, FixedPointConfig, largest, relative, row_scales
+from memkit.engine.forms.iterate.iteration import Problem
+from memkit.engine.forms.iterate.iteration_vjp import IterationVjp, Leaves
 from memkit.engine.gradients.products import fold_all
-from memkit.engine.gradients.reading import answered, read_back
+from memkit.engine.gradients.reading import QueryResiduals, read_queries, read_queries_vjp
+from memkit.engine.gradients.segments import total_gradient
+from memkit.engine.gradients.vjp import BlockGradients, accumulate, fold_vjp
 from memkit.rule import Tokens
 from memkit.state import emptied, map_tensors, tensors, with_tensors
 
+INSTEAD = (
+    "form='step' (form='scan' where the rule has a window): memkit.memorize(..., form='step'), or "
+    "run=memkit.Run(form='step') of a mixer or architecture; a rule with mini_batch > 1 needs neither"
+)
 
-class Given(NamedTuple):
-    """A block's tokens; its coefficients, own.weight for queries, and what gradients see; and where it begins."""
+
+class Inputs(NamedTuple):
+    """Differentiable inputs of a block: tokens, coefficients and carry.
+
+    coefficients.weight: the effect on the weights of queries. point: on the weights of each token's gradient.
+    """
 
     tokens: Tokens
-    own: Coefficients
-    seen: Effect
+    coefficients: Coefficients
+    point: Effect
     carry: Weights
     constants: Weights
 
-    def start(self, affine: Affine | None) -> Start:
-        """What its rounds start from, as plain numbers."""
-        return map_tensors(Tensor.detach, Start(self.tokens, self.seen, self.carry, self.constants, affine))
+    def problem(self, affine: Affine | None) -> Problem:
+        """Return the detached fixed-point problem."""
+        return map_tensors(Tensor.detach, Problem(self.tokens, self.point, self.carry, self.constants, affine))
 
 
-class Found(NamedTuple):
-    """What the block hands on, and the inputs and errors of its tokens."""
+class Outputs(NamedTuple):
+    """Results of a block: y `[N, L, V]`, the next carry, and the tape's inputs and errors."""
 
     y: Tensor
     carry: Weights
@@ -52,8 +62,8 @@ class Found(NamedTuple):
     errors: Weights
 
 
-class _Arriving(NamedTuple):
-    """The slopes of what was found; None, or no name, where nobody sent one."""
+class _OutputGradients(NamedTuple):
+    """Gradients of `Outputs`; None, or a missing name, if autograd sent none."""
 
     y: Tensor | None
     carry: Weights
@@ -61,127 +71,145 @@ class _Arriving(NamedTuple):
     errors: Weights
 
 
-class _Left(NamedTuple):
-    """What rounds and reading leave for the way back."""
+class _Residuals(NamedTuple):
+    """Tensors kept for the backward pass: of the iterations, of the tape and of the read."""
 
-    rounds: tuple[tuple[Kept, Weights], ...]
+    iterations: tuple[tuple[iteration.Residuals, Weights], ...]
     affine: Affine | None
     inputs: Weights
     errors: Weights
-    answers: Weights
-    asked: dict[str, Asked]
+    queries: QueryResiduals
 
 
-def joined(how: Settling, given: Given, settled: Settled, affine: Affine | None) -> tuple[Tensor, Weights, Tape]:
-    """The block's output, its carry and its tape, as functions of what is given."""
-    results: list[Found] = []
-    flat = _Block.apply(how, emptied(given), settled, affine, results, *tensors(given))
-    found: Found = with_tensors(results[0], flat)
-    return found.y, found.carry, settled.tape._replace(inputs=found.inputs, errors=found.errors)
+def apply_block(
+    config: FixedPointConfig, inputs: Inputs, solution: FixedPoint, affine: Affine | None
+) -> tuple[Tensor, Weights, Tape]:
+    """Return y, the next carry and the tape, differentiable in `inputs`."""
+    structure: list[Outputs] = []
+    flat = _FixedPointBlock.apply(config, emptied(inputs), solution, affine, structure, *tensors(inputs))
+    outputs: Outputs = with_tensors(structure[0], flat)
+    return outputs.y, outputs.carry, solution.tape._replace(inputs=outputs.inputs, errors=outputs.errors)
 
 
-class _Block(torch.autograd.Function):
+class _FixedPointBlock(torch.autograd.Function):
+    """Outputs of a block as a function of all its input tensors, given its fixed point."""
+
     @staticmethod
     def forward(
         ctx: Any,
-        how: Settling,
-        like: Given,
-        settled: Settled,
+        config: FixedPointConfig,
+        like: Inputs,
+        solution: FixedPoint,
         affine: Affine | None,
-        results: list[Found],
+        structure: list[Outputs],
         *flat: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Read and fold; `results` receives the tree whose tensors are returned."""
-        given: Given = with_tensors(like, [x.detach() for x in flat])
-        tape, effect = settled.tape, given.own.weight
-        y, answers, asked = answered(
-            how.rule, given.tokens.q, given.constants, effect, given.carry, tape.inputs, tape.errors
+        """Read and fold; `structure` receives the tree of the outputs, without tensors."""
+        inputs: Inputs = with_tensors(like, [x.detach() for x in flat])
+        tape, effect = solution.tape, inputs.coefficients.weight
+        y, queries = read_queries(
+            config.rule, inputs.tokens.q, inputs.constants, effect, inputs.carry, tape.inputs, tape.errors
         )
-        left = _Left(settled.rounds, affine, tape.inputs, tape.errors, answers, asked)
-        found = Found(y, fold_all(given.carry, given.own, tape), *map_tensors(_as_new, (tape.inputs, tape.errors)))
-        ctx.how, ctx.like, ctx.like_left, ctx.like_found = how, like, *emptied((left, found))
-        ctx.save_for_backward(*flat, *tensors(left))
+        residuals = _Residuals(solution.iterations, affine, tape.inputs, tape.errors, queries)
+        carry = fold_all(inputs.carry, inputs.coefficients, tape)
+        outputs = Outputs(y, carry, *map_tensors(_view, (tape.inputs, tape.errors)))
+        ctx.config, ctx.like = config, like
+        ctx.like_residuals, ctx.like_outputs = emptied((residuals, outputs))
+        ctx.save_for_backward(*flat, *tensors(residuals))
         ctx.set_materialize_grads(False)
-        results.append(ctx.like_found)
-        if not any(x.requires_grad for x in flat[1:]):  # but queries, the first: what is written has no history
-            ctx.mark_non_differentiable(*tensors(found)[1:])
-        return tuple(tensors(found))
+        structure.append(ctx.like_outputs)
+        if not any(x.requires_grad for x in flat[1:]):  # flat[0] is q, without influence on the carry and the tape
+            ctx.mark_non_differentiable(*tensors(outputs)[1:])
+        return tuple(tensors(outputs))
 
     @staticmethod
     @outside_autocast
-    @differentiable_once("the form 'iterate'", "form='step'")
-    def backward(ctx: Any, saved: tuple[Tensor, ...], *arriving: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Back through fold and read, and then through rounds."""
-        plain = map(Tensor.detach, saved)
-        given, left = with_tensors(ctx.like, plain), with_tensors(ctx.like_left, plain)
-        found = _back(ctx.how, given, left, _arriving(ctx.like_found, arriving))
-        flat = (torch.zeros_like(x) if g is None else g for x, g in zip(tensors(given), found, strict=True))
-        return None, None, None, None, None, *flat
+    @once_differentiable("the form 'iterate'", INSTEAD)
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *flat: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Go back through fold and read, then through the iteration."""
+        detached = map(Tensor.detach, saved)
+        inputs, residuals = with_tensors(ctx.like, detached), with_tensors(ctx.like_residuals, detached)
+        gradients = _vjp(ctx.config, inputs, residuals, _named(ctx.like_outputs, flat))
+        filled = (torch.zeros_like(x) if g is None else g for x, g in zip(tensors(inputs), gradients, strict=True))
+        return None, None, None, None, None, *filled
 
 
-def _as_new(x: Tensor) -> Tensor:
-    """A view, as a node returns nothing that it was given or keeps."""
+def _view(x: Tensor) -> Tensor:
+    """Return a view, because a node must not return tensors of its inputs or residuals."""
     return x.view_as(x)
 
 
-def _arriving(like: Found, flat: tuple[Tensor | None, ...]) -> _Arriving:
+def _named(like: Outputs, flat: tuple[Tensor | None, ...]) -> _OutputGradients:
+    """Name the flat gradients of the outputs, without those absent."""
     rest = iter(flat)
     y = next(rest)
     named = ({name: next(rest) for name in names} for names in like[1:])
-    return _Arriving(y, *({name: x for name, x in each.items() if x is not None} for each in named))
+    return _OutputGradients(y, *({name: x for name, x in each.items() if x is not None} for each in named))
 
 
-def _back(how: Settling, given: Given, left: _Left, slope: _Arriving) -> list[Tensor | None]:
-    """The slopes of all that was given, in the order of its tensors; None where nothing arrives."""
-    to = Slopes(given.own, left.inputs, left.errors)
-    leaves = map_tensors(lambda x: x.detach().requires_grad_(), (given.tokens, given.constants))
-    here, constants = leaves
-    for name, x in slope.carry.items():
-        fold_back(name, given.carry[name], x, to)
+def _vjp(
+    config: FixedPointConfig, inputs: Inputs, residuals: _Residuals, grad_outputs: _OutputGradients
+) -> list[Tensor | None]:
+    """Return the gradients of all inputs, in the order of their tensors; None for those without one."""
+    gradients = BlockGradients(inputs.coefficients, residuals.inputs, residuals.errors)
+    leaves = map_tensors(lambda x: x.detach().requires_grad_(), (inputs.tokens, inputs.constants))
+    tokens, constants = leaves
+    for name, x in grad_outputs.carry.items():
+        fold_vjp(name, inputs.carry[name], x, gradients)
     sums = []
-    if slope.y is not None:
-        sums.append(read_back(how.rule, here.q, constants, given.carry, left.answers, left.asked, slope.y, to))
-    for sofar, arrived in ((to.of_inputs, slope.inputs), (to.of_errors, slope.errors)):
-        for name, x in arrived.items():
-            add(sofar, name, x.clone())
-    sums.extend(back.totals for back in _rounds_back(how, given, left, leaves, to))
-    found = [arrived_at(leaf, sums) for leaf in tensors(leaves)]
-    tokens, rest = found[: len(tensors(here))], found[len(tensors(here)) :]
-    effects = [some.get(name) for some in (to.of_weight, to.of_last, to.of_point) for name in ("carry", "write")]
-    return [*tokens, *effects, *(to.of_carry.get(name) for name in given.carry), *rest]
+    if grad_outputs.y is not None:
+        sums.append(
+            read_queries_vjp(
+                config.rule, tokens.q, constants, inputs.carry, residuals.queries, grad_outputs.y, gradients
+            )
+        )
+    for total, new in ((gradients.grad_inputs, grad_outputs.inputs), (gradients.grad_errors, grad_outputs.errors)):
+        for name, x in new.items():
+            accumulate(total, name, x.clone())
+    sums.extend(each.totals for each in _iterations_vjp(config, inputs, residuals, leaves, gradients))
+    flat = [total_gradient(leaf, sums) for leaf in tensors(leaves)]
+    grad_tokens, grad_constants = flat[: len(tensors(tokens))], flat[len(tensors(tokens)) :]
+    effects = (gradients.grad_weight, gradients.grad_last, gradients.grad_point)
+    grad_effects = [effect.get(name) for effect in effects for name in ("carry", "write")]
+    return [*grad_tokens, *grad_effects, *(gradients.grad_carry.get(name) for name in inputs.carry), *grad_constants]
 
 
-def _rounds_back(how: Settling, given: Given, left: _Left, leaves: Leaves, to: Slopes) -> list[RoundBack]:
-    """Back through the rounds, from the last to the first; or, where they settled, through all that there could be."""
-    start = given.start(left.affine)
-    found: list[RoundBack] = []
-    of_inputs, of_errors = to.of_inputs, to.of_errors
-    for kept, heard in reversed(left.rounds):
-        back = RoundBack(how.rule, start, how.wired, kept, heard, leaves, to.of_point)
-        if how.rounds.most is None:
-            _settle_back(back, of_inputs, of_errors, how.points(start), how.rounds.within(start.tokens.k.dtype))
+def _iterations_vjp(
+    config: FixedPointConfig, inputs: Inputs, residuals: _Residuals, leaves: Leaves, gradients: BlockGradients
+) -> list[IterationVjp]:
+    """Go back through all iterations, last to first; at a fixed point, through the one kept, as often as needed."""
+    problem = inputs.problem(residuals.affine)
+    iterations: list[IterationVjp] = []
+    grad_inputs, grad_errors = gradients.grad_inputs, gradients.grad_errors
+    for kept, old in reversed(residuals.iterations):
+        vjp = IterationVjp(config.rule, problem, config.graph, kept, old, leaves, gradients.grad_point)
+        if config.rounds.fixed is None:
+            tolerance = config.rounds.tolerance_for(problem.tokens.k.dtype)
+            _sum_neumann_series(vjp, grad_inputs, grad_errors, config.points(problem), tolerance)
         else:
-            of_inputs, of_errors = {}, back.pull(of_inputs, of_errors)
-        back.finish(to.of_carry)
-        found.append(back)
-    return found
+            grad_inputs, grad_errors = {}, vjp.pull(grad_inputs, grad_errors)
+        vjp.finish(gradients.grad_carry)
+        iterations.append(vjp)
+    return iterations
 
 
-def _settle_back(back: RoundBack, of_inputs: Weights, of_errors: Weights, most: int, tolerance: float) -> None:
-    """Pull l, then J^T l, and so on, until what is left is within the tolerance.
+def _sum_neumann_series(
+    vjp: IterationVjp, grad_inputs: Weights, grad_errors: Weights, most: int, tolerance: float
+) -> None:
+    """Pull l, J^T l, J^T J^T l, ... until the last term is within the tolerance, at most `most` terms.
 
-    Those to come are smaller still, as rounds have settled; and a row that is no number costs all rounds.
+    Later terms are smaller, because the iteration converged. If a row is NaN, all terms are pulled.
     """
-    total = {name: x.clone() for name, x in of_errors.items()}  # a pull adds to what it is given
+    total = {name: x.clone() for name, x in grad_errors.items()}  # clones: `pull` changes its arguments
     for _ in range(most):
-        of_inputs, of_errors = {}, back.pull(of_inputs, of_errors)
-        if not of_errors:
+        grad_inputs, grad_errors = {}, vjp.pull(grad_inputs, grad_errors)
+        if not grad_errors:
             break
-        for name, x in of_errors.items():
-            add(total, name, x.clone())
-        if batched(of_errors.values()):  # all rounds, as nobody can look whether fewer do
+        for name, x in grad_errors.items():
+            accumulate(total, name, x.clone())
+        if batched(grad_errors.values()):  # under vmap sizes cannot be compared: all terms
             continue
-        names = list(of_errors)
-        moved = relative([of_errors[name].abs() for name in names], row_scales([total[name] for name in names]))
-        if largest(moved) <= tolerance:
+        names = list(grad_errors)
+        change = relative([grad_errors[name].abs() for name in names], row_scales([total[name] for name in names]))
+        if largest(change) <= tolerance:
             break

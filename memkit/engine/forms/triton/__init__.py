@@ -1,1 +1,1 @@
-"""The triton form: `dual` with a kernel. Never chosen by itself, and not yet measured on a GPU."""
+"""The form `triton`: `dual` with kernels. Never chosen by `auto`, and not yet measured on a GPU."""

@@ -1,4 +1,4 @@
-"""Laws of rules about what gates, gradients and claims mean."""
+"""Laws of rules about gates and about declared linearity."""
 
 from __future__ import annotations
 
@@ -8,27 +8,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from memkit.engine import MemoryState
 from memkit.rule import Gates, Rule, Tokens, at_weights
-from memkit.state import Tree, map_tensors
-from memkit.testing.close import LARGEST, Discarded, Mismatch, same, same_trees, within
-from memkit.testing.outcome import check_slope
-from memkit.testing.rule_time import given, tokens_of
 from memkit.testing.strategies import RuleProblem
-
-DESCENT = 1e-12
-"""How far above 0 rounding may lift a slope, per unit of its size."""
+from memkit.testing.tolerance import Mismatch, same, same_trees
 
 
 def set_gates(tokens: Tokens, **values: float) -> Tokens:
-    """The same tokens with some gates constant; gates that the rule does not have are left out."""
+    """Set some gates of the tokens to constants; skip gates unknown to the rule."""
     fixed = {name: torch.full_like(tokens.gates[name], x) for name, x in values.items() if name in tokens.gates}
     return tokens._replace(gates={**tokens.gates, **fixed})
 
 
 @torch.no_grad()
 def neutral_gates(rule: Rule, problem: RuleProblem) -> None:
-    """lr = 0, decay = 0 and empty slots change no weight, and y = M(q), whatever the other gates are."""
+    """lr = 0, decay = 0 and empty slots: no weight changes, and y = M(q), for any other gates."""
     state, tokens = problem.fresh_state(rule), set_gates(problem.tokens_for(rule), lr=0.0, decay=0.0)
     y, after = problem.engine.memorize(rule, *tokens, state, form=problem.form, block_size=problem.block_size)
     same_trees("weights", after.weights, state.weights)
@@ -37,9 +30,9 @@ def neutral_gates(rule: Rule, problem: RuleProblem) -> None:
 
 @torch.no_grad()
 def clearing_gates(rule: Rule, problem: RuleProblem) -> None:
-    """One write with decay = 1, lr = 0, momentum = 0 makes every weight 0.
+    """decay = 1, lr = 0, momentum = 0: one write makes every weight 0.
 
-    Past steps are there to be dropped, unless the optimizer has other gates too, which may bring them back.
+    The write must drop past steps too. Slots begin empty if other gates of the optimizer may bring past steps back.
     """
     state = problem.state_for(rule)
     if any(gate.name not in ("lr", "momentum") for gate in rule.optimizer.gates):
@@ -49,73 +42,17 @@ def clearing_gates(rule: Rule, problem: RuleProblem) -> None:
     same_trees("weights", after.weights, {name: torch.zeros_like(x) for name, x in after.weights.items()})
 
 
-def descent(rule: Rule, problem: RuleProblem) -> None:
-    """d loss / d lr <= 0 at lr = 0: the first write of a document, without decay, makes its token's loss smaller.
-
-    Under update_every = n the write is of n times the same token; of several pairs, lr is one for all of them.
-    """
-    state = problem.fresh_state(rule)
-    one = set_gates(problem.tokens_for(rule, 1), decay=0.0)
-    tokens = map_tensors(lambda x: x.repeat_interleave(rule.update_every, 1), one)
-    lr = torch.zeros_like(tokens.gates["lr"], requires_grad=True)
-    tokens = tokens._replace(gates={**tokens.gates, "lr": lr})
-    _, after = problem.engine.memorize(rule, *tokens, state, form=problem.form)
-    loss = token_loss(rule, tokens, after)
-    slope = torch.autograd.grad(loss.sum(), lr, allow_unused=True, materialize_grads=True)[0].sum(1)
-    if rule.gates["lr"].per == "pair":  # their losses are one, and a pair's own step may make the others' larger
-        slope = slope.sum(-1)
-    size = float(slope.abs().max())
-    if not size <= LARGEST:
-        raise Discarded(f"d loss / d lr reaches {size:.3g}.")
-    within("max(0, d loss / d lr) at row, head ", slope.clamp(min=0), torch.zeros_like(slope), DESCENT * (1 + size))
-
-
-def token_loss(rule: Rule, tokens: Tokens, state: MemoryState) -> Tensor:
-    """The objective `[B, H, T]` of tokens at the state's weights, straight from the rule's parts."""
-    _, k, v, gates = rule.prepare(tokens)
-    used = {name: rule.effective(weight) for name, weight in state.weights.items()}
-    constants = {name: c.unsqueeze(2) for name, c in state.constants.items()}
-    prediction = rule.memory.forward(lambda name, x: x @ used[name], k.transpose(1, 2), constants)
-    return rule.objective.loss(prediction, v.transpose(1, 2), {n: g.transpose(1, 2) for n, g in gates.items()})
-
-
-def inner_gradient(rule: Rule, problem: RuleProblem) -> None:
-    """The gradient that a write takes is the slope of its loss: autograd = central difference.
-
-    In weights, keys, values, gates and constants.
-    """
-
-    def run(leaves: dict[str, Tree]) -> dict[str, Tree]:
-        return {"loss": token_loss(rule, tokens_of(leaves), leaves["state"])}
-
-    check_slope(run, given(problem.tokens_for(rule, 2), problem.fresh_state(rule)))
-
-
-def outer_gradient(rule: Rule, problem: RuleProblem) -> None:
-    """The gradients of outputs and final state are their slopes: autograd = central difference.
-
-    In q, k, v, gates and the whole initial state.
-    """
-
-    def run(leaves: dict[str, Tree]) -> dict[str, Tree]:
-        y, state = problem.engine.memorize(rule, *tokens_of(leaves), leaves["state"], form=problem.form)
-        return {"y": y, "state": state}
-
-    check_slope(run, given(problem.tokens_for(rule, 3), problem.state_for(rule)))
-
-
 def declares_something_linear(rule: Rule) -> bool:
-    """Whether there is a claim for `linear_as_declared` to look at."""
+    """Tell whether the rule makes a claim for `linear_as_declared` to check."""
     claims = (part.linear for part in (rule.memory, rule.objective, rule.optimizer, rule.retention))
     return rule.objective.quadratic or rule.point is not at_weights or any(claims)
 
 
 def linear_as_declared(rule: Rule, problem: RuleProblem) -> None:
-    """What is declared linear acts on every matrix entry with the coefficients that it shows for units.
+    """step(grad, weight, slots) = step(1, 0, 0) grad + step(0, 1, 0) weight + ..., entry by entry, if declared linear.
 
-    step(grad, weight, slots) = sum of step(unit) times each of them, and keep likewise, and the gradient point,
-    which has no other choice; a linear memory is M(x) = x W; a linear objective has the same slope at every
-    prediction, and a quadratic one the slope h * prediction + r, with one number h a token.
+    The same holds for keep and the gradient point. A linear memory is M(x) = x W. The gradient of a linear objective
+    does not depend on the prediction; that of a quadratic one is h * prediction + r, with one number h per token.
     """
     tokens = rule.prepare(problem.tokens_for(rule, 1))
     gates = at_one_weight(rule, tokens.gates)
@@ -140,14 +77,18 @@ def linear_as_declared(rule: Rule, problem: RuleProblem) -> None:
     if rule.memory.linear:
         _is_a_matrix(rule, problem, tokens.k[:, 0], weight)
     if rule.objective.linear:
-        slopes = [_loss_slope(rule, prediction, tokens) for prediction in (tokens.v, tokens.v.square() - 1)]
-        same("the slope of a linear objective at another prediction", slopes[0], slopes[1])
+        gradients = [_loss_gradient(rule, prediction, tokens) for prediction in (tokens.v, tokens.v.square() - 1)]
+        same("the gradient of a linear objective at another prediction", gradients[0], gradients[1])
     if rule.objective.quadratic:
-        at_zero, at_one = (_loss_slope(rule, torch.full_like(tokens.v, x), tokens) for x in (0.0, 1.0))
-        # Predictions of very different sizes, so that a bend anywhere is met.
+        at_zero, at_one = (_loss_gradient(rule, torch.full_like(tokens.v, x), tokens) for x in (0.0, 1.0))
+        # Predictions of very different sizes meet a bend anywhere.
         prediction = tokens.v.flip(-1) * 10 ** (3 * tokens.v.tanh())
         wanted = at_zero + (at_one - at_zero)[..., :1] * prediction
-        same("the slope of a quadratic objective, h * prediction + r,", _loss_slope(rule, prediction, tokens), wanted)
+        same(
+            "the gradient of a quadratic objective, h * prediction + r,",
+            _loss_gradient(rule, prediction, tokens),
+            wanted,
+        )
 
 
 def _is_a_matrix(rule: Rule, problem: RuleProblem, x: Tensor, weight: Tensor) -> None:
@@ -167,7 +108,7 @@ def _superposes(name: str, function: Callable[..., Sequence[Tensor]], parts: lis
 
 
 def _matrices(problem: RuleProblem, count: int) -> list[Tensor]:
-    """Matrices `[B, K, V]` whose sizes differ by orders of magnitude, so that a limit anywhere is met."""
+    """Matrices `[B, K, V]` with sizes orders of magnitude apart, to meet a limit anywhere."""
     g = problem.generator(8)
     shape = (problem.batch, problem.key_dim, problem.value_dim)
     sizes = 10 ** (4 * torch.rand(count, generator=g, dtype=torch.float64) - 1)
@@ -175,7 +116,7 @@ def _matrices(problem: RuleProblem, count: int) -> list[Tensor]:
 
 
 def at_one_weight(rule: Rule, gates: Gates) -> dict[str, Tensor]:
-    """The first token's gates of the first head, shaped to meet a weight `[B, K, V]`."""
+    """The first token's gates of the first head, shaped to broadcast over a weight `[B, K, V]`."""
     axes = {"head": (-1, -1), "pair": (-1, -1), "key": (-1,), "value": (-2,)}
     found = {}
     for gate in rule.weight_gates:
@@ -185,7 +126,7 @@ def at_one_weight(rule: Rule, gates: Gates) -> dict[str, Tensor]:
     return found
 
 
-def _loss_slope(rule: Rule, prediction: Tensor, tokens: Tokens) -> Tensor:
+def _loss_gradient(rule: Rule, prediction: Tensor, tokens: Tokens) -> Tensor:
     prediction = prediction.clone().requires_grad_()
     loss = rule.objective.loss(prediction, tokens.v, tokens.gates)
     return torch.autograd.grad(loss.sum(), prediction)[0]

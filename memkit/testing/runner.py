@@ -1,4 +1,4 @@
-"""Trying a law on many problems, and judging what came of it."""
+"""Try a law on many problems, and judge the result."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import hypothesis
 from hypothesis import HealthCheck, Phase
 
 from memkit.own_files import in_words
-from memkit.testing.close import Discarded
+from memkit.testing.component import Component
 from memkit.testing.law import Law, LawBroken
 from memkit.testing.profiles import Profile
 from memkit.testing.report import RAISED as RAISES
 from memkit.testing.report import Verdict
-from memkit.testing.subjects import Subject
+from memkit.testing.tolerance import Discarded
 
 MOST_DISCARDED = 0.2
-"""A law that says nothing about more of its problems than this has not been tried."""
+"""The largest share of problems that may say nothing; above it, the law has not been tried."""
 
 RAISED = (Exception, SystemExit)
-"""What a component may raise; one that wants to leave altogether does not take the check with it."""
+"""Errors of a component; a component that exits does not end the check."""
 
 
 @dataclass
@@ -36,22 +36,21 @@ class _Tally:
 
 
 def judge(
-    subject: Subject, law: Law, exempt: Mapping[str, str], profile: Profile, *, part: int = 0, example: Any = None
+    component: Component, law: Law, exempt: Mapping[str, str], profile: Profile, *, part: int = 0, example: Any = None
 ) -> Verdict:
     """Try a law, unless it does not apply; an exemption turns the verdict around.
 
-    part: the number of this part of the examples, where they are divided. example: this problem alone, of which no
-    exemption is asked for.
+    part: the number of this part, if the examples are divided. example: only this problem, without exemptions.
     """
     reason = exempt.get(law.name) if example is None else None
     say = partial(Verdict, law=law.name, equation=law.equation)
-    if not law.applies(subject.specimen):
+    if not law.applies(component.specimen):
         if reason:
             return say(status="failed", detail=f"it is exempt ({reason}), but does not apply. Remove the exemption.")
         return say(status="does not apply", detail=f"it takes {law.asks}.")
     began = time.monotonic()
-    verdict = try_law(subject, law, profile, part) if example is None else try_example(subject, law, example)
-    found_wrong = verdict.detail.startswith(law.objection)  # not problems that say nothing, nor what fell over
+    verdict = try_law(component, law, profile, part) if example is None else try_example(component, law, example)
+    found_wrong = verdict.detail.startswith(law.objection)  # neither a discarded problem nor an error
     verdict = replace(verdict, seconds=time.monotonic() - began, hint=law.hint if found_wrong else "")
     if not reason:
         return verdict
@@ -61,11 +60,11 @@ def judge(
     return replace(verdict, status="exempt", detail=reason, hint="")
 
 
-def try_example(subject: Subject, law: Law, problem: Any) -> Verdict:
+def try_example(component: Component, law: Law, problem: Any) -> Verdict:
     """Try a law on one problem."""
     say = partial(Verdict, law=law.name, equation=law.equation, examples=1)
     try:
-        law(subject.component_for(problem), problem)
+        law(component.instance(problem), problem)
     except Discarded as nothing:
         return say(status="failed", discarded=1, example=problem, detail=f"the example says nothing: {nothing}")
     except RAISED as error:
@@ -73,14 +72,14 @@ def try_example(subject: Subject, law: Law, problem: Any) -> Verdict:
     return say(status="passed")
 
 
-def try_law(subject: Subject, law: Law, profile: Profile, part: int = 0) -> Verdict:
-    """Try a law on as many problems as the profile says."""
+def try_law(component: Component, law: Law, profile: Profile, part: int = 0) -> Verdict:
+    """Try a law on the profile's number of problems."""
     tally = _Tally()
 
     def attempt(problem: Any) -> None:
         tally.drawn += 1
         try:
-            law(subject.component_for(problem), problem)
+            law(component.instance(problem), problem)
         except Discarded as nothing:
             tally.discarded += 1
             tally.why = str(nothing)
@@ -96,12 +95,12 @@ def try_law(subject: Subject, law: Law, profile: Profile, part: int = 0) -> Verd
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
     )
-    # The same problems at each run, and others for each law and part.
-    drawn_from = f"{subject.label} {law.name} {profile.seed}{f' {part}' if part else ''}"
+    # The same problems in every run, and others for each law and part.
+    drawn_from = f"{component.label} {law.name} {profile.seed}{f' {part}' if part else ''}"
     seeded = hypothesis.seed(zlib.crc32(drawn_from.encode()))
     try:
-        seeded(settings(hypothesis.given(subject.problems(profile.stream))(attempt)))()
-    except RAISED:  # hypothesis raises what `attempt` raised, or says that it could not repeat it
+        seeded(settings(hypothesis.given(component.problems(profile.stream))(attempt)))()
+    except RAISED:  # the error of `attempt`, or hypothesis failed to repeat it
         if tally.failure is None:
             raise
     return _verdict(law, tally)
@@ -112,7 +111,7 @@ def _verdict(law: Law, tally: _Tally) -> Verdict:
     if tally.failure is not None:
         problem, error = tally.failure
         return say(status="failed", detail=_objection(error), example=problem)
-    if tally.discarded > max(1, MOST_DISCARDED * tally.drawn):  # one of a few problems is no share
+    if tally.discarded > max(1, MOST_DISCARDED * tally.drawn):  # one of a few problems is allowed
         detail = (
             f"{tally.discarded} of {tally.drawn} problems left the range in which equality means anything, "
             f"the last because {tally.why}"
@@ -122,5 +121,5 @@ def _verdict(law: Law, tally: _Tally) -> Verdict:
 
 
 def _objection(error: BaseException) -> str:
-    """What a law found wrong, or where a component fell over."""
+    """The objection of a law, or the component's own error and its place."""
     return str(error) if isinstance(error, LawBroken) else f"{RAISES}{in_words(error)}"

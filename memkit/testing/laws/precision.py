@@ -1,38 +1,35 @@
-"""Laws of rules about numbers kept in few bits, and about files."""
+"""Laws of rules in float32."""
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from memkit.engine import MemoryState
-from memkit.files import load_state, save_state
 from memkit.rule import Rule, Tokens
 from memkit.state import Tree, map_tensors
-from memkit.testing.close import LARGEST, Discarded, identical, same, within
 from memkit.testing.strategies import ENGINE, OPEN_RANGE, RuleProblem
+from memkit.testing.tolerance import LARGEST, Discarded, within
 
 CALL = 200
-"""Tokens a call in long streams: below the length above which the engine warns about slow rules."""
+"""Tokens per call in long streams: few enough for the engine not to warn about slow rules."""
 LONG_STREAM = 1e-5
 ROUNDING = 10
 TRIES = 4
 HALF_UNIT = 2.0**-24
 FLOOR = 2.0**-17
-"""What rounding the outputs and a few sums on the way costs whatever the inputs, per unit of 1 + max |y|."""
+"""Rounding of the outputs and of a few sums, for any inputs, per unit of 1 + max |y|."""
 
 
 @torch.no_grad()
 def single_precision(rule: Rule, problem: RuleProblem) -> None:
-    """In float32 a long stream stays within 1e-5 of max |y| of float64, at its end as at its start.
+    """|y in float32 - y in float64| <= 1e-5 max |y|, all along a long stream.
 
-    The stream is contractive for most rules: small steps towards one linear map, momentum up to 1/2, decay up
-    to 1/20. Where a rule is chaotic even so, 10 times what rounding its inputs and its state can cause is allowed.
+    The stream is contractive for most rules: small steps towards one linear map, momentum up to 1/2, decay up to
+    1/20. A chaotic rule may be off by 10 times the effect of rounding its inputs and its state.
     """
     rough = map_tensors(_float, problem.fresh_state(rule))
     exact = map_tensors(_double, rough)
@@ -42,14 +39,14 @@ def single_precision(rule: Rule, problem: RuleProblem) -> None:
         y_rough, rough = problem.engine.memorize(rule, *tokens, rough)
         tokens = map_tensors(_double, tokens)
         y, exact = problem.engine.memorize(rule, *tokens, exact)
-        # A float32 state is rounded at every token; up or down at random, that adds up to sqrt(CALL) roundings.
+        # A float32 state is rounded at every token, up or down at random: sqrt(CALL) roundings in all.
         runs = [
             (problem.engine.memorize(rule, *_moved(tokens, g), _moved(state, g, math.sqrt(CALL))), g)
             for state, g in moved
         ]
         moved = [(state, g) for (_, state), g in runs]
         reached = float(y.abs().max())
-        if not reached <= LARGEST:  # so written that NaN is discarded too, which `max` would drop
+        if not reached <= LARGEST:  # NaN included; `max` would drop it
             raise Discarded(f"y reaches {reached:.3g}.")
         largest = max(largest, reached)
         caused = max(float((other - y).abs().max()) for (other, _), _ in runs)
@@ -59,12 +56,12 @@ def single_precision(rule: Rule, problem: RuleProblem) -> None:
 
 @torch.no_grad()
 def rounding(rule: Rule, problem: RuleProblem) -> None:
-    """In float32 the outputs of every form are at most 10 times as far off as those of the definition.
+    """Error of y in float32 <= 10 times the error of scan in float32, for every form.
 
-    How far off those are is tried: `scan` in float32, its inputs a unit in the last place off, up or down at random.
+    The error of scan is measured with inputs one unit in the last place off, up or down at random.
     """
-    # The inputs' own rounding is no measure: a norm behind an average cancels what is common to all its numbers, and
-    # so most of what moved inputs do, but not what rounding on the way does.
+    # The rounding of inputs alone is no measure: a norm after an average cancels the changes common to all its numbers,
+    # and so most effects of moved inputs, but not the rounding of intermediate results.
     inputs = map_tensors(_float, (problem.tokens_for(rule), problem.state_for(rule)))
     rough, y = _run(rule, problem, *inputs)[0], _run(rule, problem, *map_tensors(_double, inputs))[0]
     largest = float(y.abs().max())
@@ -77,22 +74,10 @@ def rounding(rule: Rule, problem: RuleProblem) -> None:
 
 
 def _definitions(rule: Rule, problem: RuleProblem, inputs: tuple[Tokens, MemoryState]) -> Iterator[Tensor]:
-    """Outputs of memkit's own definition for inputs that are a little off."""
+    """Outputs of memkit's own definition for slightly moved inputs."""
     for n in range(TRIES):
         tokens, state = _moved(inputs, problem.generator(20 + n), 2)  # half a unit is often none in float32
         yield ENGINE.memorize(rule, *tokens, state, form="scan")[0]
-
-
-@torch.no_grad()
-def save_and_load(rule: Rule, problem: RuleProblem) -> None:
-    """load_state(save_state(state)) is the state to the last bit, and goes on as it would have."""
-    tokens, state = problem.tokens_for(rule), problem.state_for(rule)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state.safetensors"
-        save_state(state, path)
-        loaded = load_state(path)
-    identical("loaded state", loaded, state)
-    same("y after loading", _run(rule, problem, tokens, loaded)[0], _run(rule, problem, tokens, state)[0])
 
 
 def _run(rule: Rule, problem: RuleProblem, tokens: Tokens, state: MemoryState) -> tuple[Tensor, MemoryState]:
@@ -108,7 +93,7 @@ def _double(x: Tensor) -> Tensor:
 
 
 def _moved(tree: Tree, generator: torch.Generator, times: float = 1.0) -> Tree:
-    """Every number moved by half a unit in its last float32 place, or several `times` as far."""
+    """Move every number by half a unit in its last float32 place, or `times` as far."""
     by = times * HALF_UNIT
 
     def move(x: Tensor) -> Tensor:
@@ -119,7 +104,7 @@ def _moved(tree: Tree, generator: torch.Generator, times: float = 1.0) -> Tree:
 
 
 def _contractive(rule: Rule, problem: RuleProblem, length: int, start: int) -> Tokens:
-    """Tokens of a lesson that can be learned, with gates under which a memory slowly forgets."""
+    """Tokens of one linear map, with small steps and slow forgetting."""
     tokens = problem.tokens_for(rule, length, stream=1000 + start)
     lesson = torch.randn(problem.key_dim, problem.value_dim, generator=problem.generator(10), dtype=torch.float64)
     gates = dict(tokens.gates)

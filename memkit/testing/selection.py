@@ -1,4 +1,4 @@
-"""What is to be held to laws, as data that may go to another process: components by name, and units of work."""
+"""The work of a check as data, to send to other processes: components by name, and units of work."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 from memkit.own_files import import_file, import_files, in_words, module_of
 from memkit.registry import exemptions, names, nearest
 from memkit.rule import Rule
-from memkit.testing.examples import line, read_line
+from memkit.testing.component import KINDS, Component, registered_component
 from memkit.testing.profiles import PROFILES, Profile
+from memkit.testing.replay import line, read_line
 from memkit.testing.report import Verdict
-from memkit.testing.subjects import KINDS, Subject, registered_subject
-from memkit.testing.trying import judge
+from memkit.testing.runner import judge
 
 PART = 100
-"""Examples of one unit of work, where a law gets more than that."""
+"""Examples, at most, of one unit of work."""
 LONGEST = "single precision"
-"""The law that a profile's `longest` stream is for."""
+"""The law with one more example: the profile's `longest` stream."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A component by kind, name and options, and the user's files that must be imported to have it."""
+    """A component by kind, name and options, and the user's files that register it."""
 
     kind: str
     name: str
@@ -35,27 +35,27 @@ class Target:
     def __str__(self) -> str:
         return f"{self.kind} {self.name}"
 
-    def subject(self) -> Subject:
-        """The component with its laws, its files imported first where that has not been done in this process.
+    def component(self) -> Component:
+        """The component with its laws; imports its files first, once per process.
 
-        Raises `ValueError`, which says in words why there is none.
+        Raises `ValueError` with the reason if it cannot be made.
         """
         if self.name not in names(self.kind):
             import_files(self.files)
         try:
-            return registered_subject(self.kind, self.name, self.options)
+            return registered_component(self.kind, self.name, self.options)
         except Exception as error:
             raise ValueError(f"{self} cannot be made: {in_words(error)}") from None
 
     @property
     def exempt(self) -> dict[str, str]:
-        """What it was registered with."""
+        """Law -> reason, from the registration."""
         return exemptions(self.kind, self.name)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One law of one component, tried on a part of its examples, or on one example given as a line."""
+    """One law of one component, and a part of its examples or one example as a line."""
 
     target: Target
     law: str
@@ -65,22 +65,22 @@ class Unit:
 
     @property
     def key(self) -> str:
-        """What it is, in one line."""
+        """The unit in one line."""
         return f"{self.target} | {self.law} | {self.part}"
 
-    def run(self, subject: Subject) -> Verdict:
-        """Try the law on the target's subject; the verdict's example is a line that can be typed in again."""
-        problem = None if self.example is None else read_line(subject.problem, self.example)
-        law, exempt = subject.law(self.law), self.target.exempt
-        verdict = judge(subject, law, exempt, self.profile, part=self.part, example=problem)
+    def run(self, component: Component) -> Verdict:
+        """Try the law on the target's component; the verdict's example is a line to type in again."""
+        problem = None if self.example is None else read_line(component.problem, self.example)
+        law, exempt = component.law(self.law), self.target.exempt
+        verdict = judge(component, law, exempt, self.profile, part=self.part, example=problem)
         return verdict if verdict.example is None else replace(verdict, example=line(verdict.example))
 
 
 def find_targets(what: str, kind: str | None = None, options: Mapping[str, Any] | None = None) -> list[Target]:
-    """The components meant by "all", the name of a rule, mixer or architecture, or a Python file that registers some.
+    """Components by "all", by the name of a rule, mixer or architecture, or by a Python file that registers some.
 
-    kind: only this kind. Raises `ValueError` for what is not there, and for files that do not import or register
-    nothing that has laws.
+    kind: only this kind. Raises `ValueError` for unknown names, files that fail to import, and files without a
+    component that has laws.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"there are no laws for the kind {kind!r}. {nearest(kind, KINDS)}")
@@ -101,33 +101,33 @@ def find_targets(what: str, kind: str | None = None, options: Mapping[str, Any] 
     return found
 
 
-def units(pairs: Sequence[tuple[Target, Subject]], profile: Profile) -> list[Unit]:
-    """Every law of every component, divided into parts where a law has many examples."""
+def units(pairs: Sequence[tuple[Target, Component]], profile: Profile) -> list[Unit]:
+    """Every law of every component; a law with many examples is divided into parts."""
     holders: dict[tuple[str, str], int] = {}
-    for target, subject in pairs:
-        for law in subject.applicable:
+    for target, component in pairs:
+        for law in component.applicable:
             holders[target.kind, law] = holders.get((target.kind, law), 0) + 1
     found = []
-    for target, subject in pairs:
-        for name, law in subject.laws.items():
+    for target, component in pairs:
+        for name, law in component.laws.items():
             many = profile.examples
             if profile.spread:
                 many = math.ceil(many / holders.get((target.kind, name), 1))
-            if name in target.exempt:  # that it is kept is said only after a fair number of tries
+            if name in target.exempt:  # a fair number of tries before "kept"
                 many = max(many, math.ceil(PROFILES["default"].examples / law.share))
-            parts = max(1, math.ceil(many * law.share / PART)) if name in subject.applicable else 1
+            parts = max(1, math.ceil(many * law.share / PART)) if name in component.applicable else 1
             each = replace(profile, examples=math.ceil(many / parts))
             found += [Unit(target, name, each, part) for part in range(parts)]
-            if name == LONGEST and profile.longest and name in subject.applicable and target.kind == "rule":
+            if name == LONGEST and profile.longest and name in component.applicable and target.kind == "rule":
                 longest = replace(profile, examples=1, stream=profile.longest, shrink=False)
                 found.append(Unit(target, name, longest, parts))
     return found
 
 
 def joined(verdicts: Iterable[Verdict]) -> Verdict:
-    """The verdict on a law of the verdicts on its parts: the first failure, if there is one.
+    """Join the verdicts on a law's parts: the first failure, if there is one.
 
-    A law that any part found broken, as an exemption says, is not kept, though other parts did not find that.
+    A law broken in one part, as an exemption says, is broken, although other parts passed.
     """
     verdicts = list(verdicts)
     worst = next((v for status in ("exempt", "failed") for v in verdicts if v.status == status), verdicts[0])
@@ -140,7 +140,7 @@ def joined(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def _either(kinds: Sequence[str]) -> str:
-    """Names as one lists them: `rule, mixer or architecture`."""
+    """Join names as in `rule, mixer or architecture`."""
     return " or ".join(part for part in (", ".join(kinds[:-1]), kinds[-1]) if part)
 
 

@@ -1,4 +1,4 @@
-"""Problems as one line of text that can be typed in again: only what differs from the smallest problem."""
+"""Problems as one line of text, to type in again: only the differences from the smallest problem."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ Problem = TypeVar("Problem")
 
 
 def line(problem: Any) -> str:
-    """ "tokens=3, seed=7": the fields of a problem that are not as in the smallest one."""
+    """ "tokens=3, seed=7": the fields of a problem that differ from the smallest one."""
     fields = [field for field in dataclasses.fields(problem) if field.repr]
-    held = {
+    changed = {
         field.name: getattr(problem, field.name) for field in fields if getattr(problem, field.name) != field.default
     }
-    return ", ".join(f"{name}={value!r}" for name, value in held.items())
+    return ", ".join(f"{name}={value!r}" for name, value in changed.items())
 
 
 def read_line(kind: type[Problem], text: str) -> Problem:
-    """The problem of a line; `ValueError` for what is no line, unknown fields and values of a wrong type."""
+    """Read the problem of a line; `ValueError` for other text, unknown fields and values of a wrong type."""
     fields = {field.name: field for field in dataclasses.fields(kind) if field.repr}  # type: ignore[arg-type]
     try:
         call = ast.parse(f"f({text})", mode="eval").body
@@ -38,8 +38,8 @@ def read_line(kind: type[Problem], text: str) -> Problem:
     return kind(**values)
 
 
-class Written:
-    """Base of problems: shown as the call that makes them, without the fields that are as in the smallest one."""
+class Replayable:
+    """Base of problems, shown as the call that makes them: only the fields that differ from the smallest problem."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({line(self)})"

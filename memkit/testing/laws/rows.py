@@ -1,4 +1,4 @@
-"""Laws of rules about who may see whom: rows, heads, masked tokens, packed documents."""
+"""Laws of rules about independence: of rows, heads, masked tokens and packed documents."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 from memkit.engine import MemoryState
 from memkit.rule import Rule, Tokens
 from memkit.state import State, Tree, fields, map_tensors
-from memkit.testing.close import same, same_trees
-from memkit.testing.outcome import agree, outcome, stack
-from memkit.testing.rule_time import ALL, given, meant, tokens_of
+from memkit.testing.laws.runs import ALL, inputs_of, tokens_of, without_unfilled
+from memkit.testing.results_and_gradients import agree, differentiate, stack
 from memkit.testing.strategies import MaskKind, RuleProblem, documents, mixed, pick
+from memkit.testing.tolerance import same, same_trees
 
 GARBAGE = (float("nan"), float("inf"), -float("inf"), 1e30)
 UNREAD_ID = -7
-"""A masked token's document, which would be an error anywhere else."""
+"""The document id of masked tokens; on a real token it is an error."""
 
 
 @torch.no_grad()
 def rows_apart(rule: Rule, problem: RuleProblem) -> None:
-    """A row of a batch gives what it gives alone: outputs and final state."""
+    """run(batch)[b] = run(batch[b]) for every row b: outputs and final state."""
     tokens, state = problem.tokens_for(rule), problem.state_for(rule)
     run = {"form": problem.form, "block_size": problem.block_size}
     y, after = problem.engine.memorize(rule, *tokens, state, **run)
@@ -30,12 +30,12 @@ def rows_apart(rule: Rule, problem: RuleProblem) -> None:
         row = slice(b, b + 1)
         alone, after_alone = problem.engine.memorize(rule, *pick(tokens, row, ALL), state.select(row), **run)
         same(f"y of row {b}", y[row], alone)
-        same_trees(f"state of row {b}", meant(after.select(row)), meant(after_alone))
+        same_trees(f"state of row {b}", without_unfilled(after.select(row)), without_unfilled(after_alone))
 
 
 @torch.no_grad()
 def heads_apart(rule: Rule, problem: RuleProblem) -> None:
-    """A head gives what it gives alone: outputs and final state."""
+    """run(heads)[h] = run(heads[h]) for every head h: outputs and final state."""
     tokens, state = problem.tokens_for(rule), problem.state_for(rule)
     run = {"form": problem.form, "block_size": problem.block_size}
     y, after = problem.engine.memorize(rule, *tokens, state, **run)
@@ -43,11 +43,11 @@ def heads_apart(rule: Rule, problem: RuleProblem) -> None:
         head = map_tensors(lambda x, h=h: x[:, :, h : h + 1], tokens)
         alone, after_alone = problem.engine.memorize(rule, *head, one_head(state, h), **run)
         same(f"y of head {h}", y[:, :, h : h + 1], alone)
-        same_trees(f"state of head {h}", meant(one_head(after, h)), meant(after_alone))
+        same_trees(f"state of head {h}", without_unfilled(one_head(after, h)), without_unfilled(after_alone))
 
 
 def one_head(tree: Tree, head: int) -> Tree:
-    """The state of one head: tensors `[B, H, ...]` keep one, those without heads (counts, masks) stay."""
+    """The state of one head: a slice of tensors `[B, H, ...]`; counts and masks stay."""
     if isinstance(tree, Tensor):
         return tree[:, head : head + 1] if tree.is_floating_point() else tree
     if isinstance(tree, State):
@@ -58,19 +58,19 @@ def one_head(tree: Tree, head: int) -> Tree:
 
 
 def masked_token(rule: Rule, problem: RuleProblem) -> None:
-    """A masked token never was, NaN included: everything is as without it, outputs, state and gradients."""
+    """run(tokens, mask) = run(tokens without the masked ones), even if those are NaN: outputs, state, gradients."""
     _apart_is_together(rule, problem, "anywhere", None)
 
 
 def left_padding(rule: Rule, problem: RuleProblem) -> None:
-    """A left-padded batch gives what its rows give unpadded: outputs, state and gradients."""
+    """run(left-padded rows) = run(each row without padding): outputs, state and gradients."""
     _apart_is_together(rule, problem, "left", None)
 
 
 def documents_apart(rule: Rule, problem: RuleProblem) -> None:
-    """Packed documents give what they give apart, each from the initial state, also when cut into two calls.
+    """run(packed documents) = run(each document alone, from the initial state), also when cut into two calls.
 
-    Outputs, state and gradients, with masked tokens among them. A row's first document continues the given state.
+    Compared: outputs, state and gradients, with masked tokens. A row's first document continues the given state.
     """
     ids = problem.segment_ids().masked_fill(~problem.mask(), UNREAD_ID)
     _apart_is_together(rule, problem, "anywhere", ids)
@@ -84,8 +84,8 @@ def _apart_is_together(rule: Rule, problem: RuleProblem, kind: MaskKind, ids: Te
     parts = [documents(*row) for row in zip(one_document if ids is None else ids, mask, strict=True)]
     cut = 0 if ids is None else problem.cuts[0]
 
-    def together(leaves: dict[str, Tree]) -> dict[str, Tree]:
-        tokens, state, outputs = tokens_of(leaves), leaves["state"], []
+    def together(inputs: dict[str, Tree]) -> dict[str, Tree]:
+        tokens, state, outputs = tokens_of(inputs), inputs["state"], []
         for part in (slice(0, cut), slice(cut, problem.tokens)):
             here = {"mask": mask[:, part], "segment_ids": None if ids is None else ids[:, part]}
             y, state = problem.engine.memorize(
@@ -94,21 +94,21 @@ def _apart_is_together(rule: Rule, problem: RuleProblem, kind: MaskKind, ids: Te
             outputs.append(y)
         return {"y": torch.cat(outputs, 1), "state": _without_segment(state)}
 
-    def apart(leaves: dict[str, Tree]) -> dict[str, Tree]:
+    def apart(inputs: dict[str, Tree]) -> dict[str, Tree]:
         rows = [
-            _row_apart(rule, problem, tokens_of(leaves), leaves["state"], b, parts[b]) for b in range(problem.batch)
+            _row_apart(rule, problem, tokens_of(inputs), inputs["state"], b, parts[b]) for b in range(problem.batch)
         ]
         outputs, states = zip(*rows, strict=True)
         return {"y": torch.cat(outputs), "state": _without_segment(stack(states))}
 
-    everything = given(tokens, problem.state_for(rule))
-    agree(outcome(together, everything), outcome(apart, everything))
+    inputs = inputs_of(tokens, problem.state_for(rule))
+    agree(differentiate(together, inputs), differentiate(apart, inputs))
 
 
 def _row_apart(
     rule: Rule, problem: RuleProblem, tokens: Tokens, state: MemoryState, b: int, parts: list[Tensor]
 ) -> tuple[Tensor, MemoryState]:
-    """Row b, one call a document and the masked tokens left out."""
+    """Row b, one call per document, without the masked tokens."""
     row, y = slice(b, b + 1), torch.zeros_like(tokens.v[b : b + 1, ..., : problem.value_dim])
     state = state.select(row)
     for number, part in enumerate(parts):
@@ -120,12 +120,12 @@ def _row_apart(
 
 
 def _without_segment(state: MemoryState) -> dict[str, Tree]:
-    """What a state holds but for the name of the document, which only packed calls know."""
-    return {name: value for name, value in fields(meant(state)).items() if name != "segment"}
+    """A state without the document id, known to packed calls only."""
+    return {name: value for name, value in fields(without_unfilled(state)).items() if name != "segment"}
 
 
 def _garbage(tokens: Tokens) -> Tokens:
-    """The same shapes full of what must never be looked at."""
+    """Tokens of the same shapes, full of NaN, infinities and huge numbers."""
 
     def spoil(x: Tensor) -> Tensor:
         kinds = torch.tensor(GARBAGE, dtype=x.dtype).repeat(x.numel() // len(GARBAGE) + 1)

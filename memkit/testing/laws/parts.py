@@ -1,4 +1,4 @@
-"""Laws of rules about their parts by themselves: shapes that the engine counts on, and numbers that are numbers."""
+"""Laws of rules about their parts: the shapes needed by the engine, and finite numbers."""
 
 from __future__ import annotations
 
@@ -9,35 +9,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memkit.engine import MemoryState, gate_shape
+from memkit.engine import gate_shape
 from memkit.rule import Rule, Tokens
 from memkit.state import Tree, map_tensors
-from memkit.testing.close import Mismatch, named
-from memkit.testing.outcome import outcome
-from memkit.testing.rule_gates import at_one_weight, set_gates
-from memkit.testing.rule_time import given, meant, tokens_of
+from memkit.testing.laws.gates import at_one_weight, set_gates
+from memkit.testing.laws.runs import inputs_of, run_with
+from memkit.testing.results_and_gradients import differentiate
 from memkit.testing.strategies import RuleProblem, fitting_sizes
+from memkit.testing.tolerance import Mismatch, named
 
 FEW = 40
-"""Tokens at most in which a rule is to stay finite: it need not be stable for ever."""
+"""Tokens, at most, in which a rule must stay finite; it need not be stable forever."""
 SMALL_STEP = 0.01
 
 
 @torch.no_grad()
 def shapes(rule: Rule, problem: RuleProblem) -> None:
-    """Parts give what the engine counts on: loss [...], M(x) [..., V], step, keep and point like the weight.
+    """loss: [...]; M(x): [..., V]; step, keep, point, effective: the weight's shape; prepare: `steps` per token.
 
-    The memory uses each weight exactly once; what prepares tokens makes `steps` of each. A shape that only
-    broadcasts is wrong: it mixes what should be apart.
+    The memory uses each weight exactly once. A shape that only broadcasts is wrong: it mixes rows, heads or entries.
     """
     _hold_to_shapes(rule, problem)
     oblong = [sizes for sizes in fitting_sizes(rule) if sizes[0] != sizes[1]]
-    if problem.key_dim == problem.value_dim and oblong:  # in a square nobody sees what was transposed
+    if problem.key_dim == problem.value_dim and oblong:  # a square matrix hides a transposition
         _hold_to_shapes(rule, replace(problem, key_dim=oblong[0][0], value_dim=oblong[0][1]))
 
 
 class _Declared(dict[str, Tensor]):
-    """Gates that say what is wrong with asking for another one."""
+    """Gates that object to a request for another one."""
 
     def __missing__(self, name: str) -> Tensor:
         raise Mismatch(f"a part reads the gate {name!r}, which it does not declare. Here there are {list(self)}.")
@@ -63,14 +62,14 @@ def _hold_to_shapes(rule: Rule, problem: RuleProblem) -> None:
     if odd:
         raise Mismatch(f"the memory uses its weight {odd[0]!r} {uses[odd[0]]} times, and must use each exactly once.")
     loss = rule.objective.loss(prediction, target, _Declared({n: g[:, :, 0] for n, g in gates.items()}))
-    _is(f"the loss of objective {rule.objective.name!r}", loss, target.shape[:-1], "one number a token")
+    _is(f"the loss of objective {rule.objective.name!r}", loss, target.shape[:-1], "one number per token")
     here = _Declared(at_one_weight(rule, gates))
     for weight in weights.values():
         _update(rule, weight, here)
 
 
 def _update(rule: Rule, weight: Tensor, gates: dict[str, Tensor]) -> None:
-    """Hold what is done to one weight to its shape."""
+    """Check the shapes of one weight's update."""
     slots = rule.init_slots(weight)
     first = slots[: rule.optimizer_slots]
     result = rule.optimizer.step(torch.ones_like(weight), weight, first, gates)
@@ -115,18 +114,18 @@ def _is(what: str, x: Any, shape: tuple[int, ...], like: str) -> None:
 
 
 def finite(rule: Rule, problem: RuleProblem) -> None:
-    """After one write y, state and all gradients are finite: from random weights, and where everything is 0.
+    """y, state and all gradients are finite after one write, from random weights, weights of 0 and values of 0.
 
-    Weights of 0 and values of 0 are what memories begin with; a norm or a power has no slope there.
+    Memories begin at 0; a norm or a power has no derivative there.
     """
     state, tokens = problem.fresh_state(rule), set_gates(problem.tokens_for(rule, _enough(rule)), lr=SMALL_STEP)
     nothing = map_tensors(lambda x: torch.zeros_like(x) if x.is_floating_point() else x, state.initial)
     everywhere = torch.ones(problem.batch, dtype=torch.bool)
     empty = replace(state, initial=nothing).reset(everywhere, rule)
     for start, here in (
-        ("random weights", given(tokens, state)),
-        ("weights of 0", given(tokens, empty)),
-        ("weights and values of 0", given(tokens._replace(v=torch.zeros_like(tokens.v)), empty)),
+        ("random weights", inputs_of(tokens, state)),
+        ("weights of 0", inputs_of(tokens, empty)),
+        ("weights and values of 0", inputs_of(tokens._replace(v=torch.zeros_like(tokens.v)), empty)),
     ):
         for name, x in _numbers(rule, problem, here):
             odd = ~x.isfinite()
@@ -136,17 +135,12 @@ def finite(rule: Rule, problem: RuleProblem) -> None:
 
 
 def _enough(rule: Rule) -> int:
-    """Tokens with which a rule has written, and read what it wrote."""
+    """Tokens after which a rule has written, and read its write."""
     return min(rule.update_every + 1, FEW)
 
 
 def _numbers(rule: Rule, problem: RuleProblem, here: dict[str, Tree]) -> Iterator[tuple[str, Tensor]]:
-    def run(leaves: dict[str, Tree]) -> dict[str, Tree]:
-        state: MemoryState = leaves["state"]
-        y, after = problem.engine.memorize(rule, *tokens_of(leaves), state, form=problem.form)
-        return {"y": y, "the state": meant(after)}
-
-    found = outcome(run, here)
+    found = differentiate(run_with(rule, problem, form=problem.form), here)
     for name, tree in found.results.items():
         yield from ((path, x) for path, x in named(name, tree) if x.is_floating_point())
     yield from ((f"the gradient of {name}", x) for name, x in found.gradients.items())

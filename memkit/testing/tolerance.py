@@ -2,9 +2,9 @@
 
     |actual - reference| <= tolerance (1 + max |reference|)      over the whole tensor, in float64
 
-An absolute bound accuses right engines whose numbers are large; one relative to each element accuses
-right engines wherever a result cancels. A reference that is not finite or beyond `LARGEST` says nothing
-about the engine, so such a draw is discarded; the runner counts and fails when it happens often.
+An absolute bound fails right engines with large numbers; a bound relative to each element fails right engines with
+results that cancel. A reference that is not finite or beyond `LARGEST` says nothing about the engine: the draw is
+discarded. The runner counts these and fails if there are many.
 """
 
 from __future__ import annotations
@@ -21,33 +21,35 @@ VALUES = 1e-10
 GRADIENTS = 1e-8
 CAUSAL = 1e-12
 LARGEST = 1e6
+LARGEST_SECOND = 1e9
+"""The limit of second gradients: those of a norm with a small eps are large, and still exact to 1e-6."""
 
 
 class Mismatch(AssertionError):
-    """Two results that a law calls equal are not; the message has the numbers."""
+    """Two results differ although a law calls them equal; the message has the numbers."""
 
 
 class Discarded(Exception):
-    """The draw left the range in which equality means anything; it neither holds nor breaks a law."""
+    """The draw left the range of meaningful equality; it neither keeps nor breaks a law."""
 
 
-def same(name: str, actual: Tensor, reference: Tensor, tolerance: float = VALUES) -> None:
+def same(name: str, actual: Tensor, reference: Tensor, tolerance: float = VALUES, limit: float = LARGEST) -> None:
     """Raise `Mismatch` unless two tensors are equal; integers and booleans must be equal exactly.
 
-    Raises `Discarded` where the reference is not finite or exceeds `LARGEST`.
+    Raises `Discarded` if the reference is not finite or exceeds the `limit`.
     """
     _same_kind(name, actual, reference)
     if not reference.is_floating_point():
         within(name, actual.double(), reference.double(), 0.0)
         return
     largest = _largest(reference)
-    if not largest <= LARGEST:  # so written that NaN is discarded too
+    if not largest <= limit:  # NaN included
         raise Discarded(f"the reference of {name} reaches {largest:.3g}.")
     within(name, actual, reference, tolerance * (1 + largest))
 
 
 def same_trees(name: str, actual: Tree, reference: Tree, tolerance: float = VALUES) -> None:
-    """`same` for every tensor of two trees, which must have one structure. Integers beside tensors are hints."""
+    """`same` for every tensor of two trees of one structure; entries other than tensors are not compared."""
     found, wanted = dict(named(name, actual)), dict(named(name, reference))
     if found.keys() != wanted.keys():
         odd = sorted(found.keys() ^ wanted.keys())
@@ -56,15 +58,15 @@ def same_trees(name: str, actual: Tree, reference: Tree, tolerance: float = VALU
         same(path, found[path], tensor, tolerance)
 
 
-def unmoved(name: str, actual: Tensor, reference: Tensor, largest: float) -> None:
-    """Causality: raise `Mismatch` unless nothing changed, up to `CAUSAL` of the `largest` output."""
+def unchanged(name: str, actual: Tensor, reference: Tensor, largest: float) -> None:
+    """Raise `Mismatch` if a tensor changed by more than `CAUSAL` of the `largest` output."""
     if not largest <= LARGEST:
         raise Discarded(f"the outputs around {name} reach {largest:.3g}.")
     within(name, actual, reference, CAUSAL * largest)
 
 
 def identical(name: str, actual: Tree, reference: Tree) -> None:
-    """Raise `Mismatch` unless two trees are equal to the last bit, hints included (NaN equals NaN)."""
+    """Raise `Mismatch` unless two trees are equal to the last bit, `hints` included (NaN equals NaN)."""
     if hints(actual) != hints(reference):
         raise Mismatch(f"{name}: {hints(actual)} instead of {hints(reference)}.")
     found, wanted = dict(named(name, actual)), dict(named(name, reference))
@@ -100,7 +102,7 @@ def named(name: str, tree: Tree) -> Iterator[tuple[str, Tensor]]:
 
 
 def hints(tree: Tree) -> list[Tree]:
-    """What stands beside the tensors of a tree: integers known without looking, and None."""
+    """Entries of a tree other than tensors: integers known on the host, and None."""
     if isinstance(tree, Tensor):
         return []
     if isinstance(tree, State | dict | tuple):

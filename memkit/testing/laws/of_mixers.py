@@ -1,13 +1,13 @@
-"""The laws that every mixer and every language model is held to, in the order in which a reader wants to know.
+"""The laws of every mixer and every language model.
 
-A law is a function `law(component, problem)`; its docstring is its equation. To add one, write the function
-and add a line here.
+To add a law, write a function `law(component, problem)`, with its equation as docstring, and add a line here.
 """
 
 from __future__ import annotations
 
-from memkit.testing import sequence_laws as laws
 from memkit.testing.law import Law, table
+from memkit.testing.laws import sequence_masks as masks
+from memkit.testing.laws import sequences as laws
 
 SHARED: list[Law] = [
     Law("causality", laws.causality),
@@ -16,9 +16,9 @@ SHARED: list[Law] = [
     Law("empty call", laws.empty_call),
     Law("state is a value", laws.state_is_a_value),
     Law("rows apart", laws.rows_apart),
-    Law("masked token", laws.masked_token),
-    Law("left padding", laws.left_padding),
-    Law("documents apart", laws.documents_apart),
+    Law("masked token", masks.masked_token),
+    Law("left padding", masks.left_padding),
+    Law("documents apart", masks.documents_apart),
     Law("reading does not write", laws.reading_does_not_write, laws.has_memory, "a memory in its state"),
     Law("every parameter learns", laws.every_parameter_learns, share=0.2),
     Law("state bytes", laws.state_bytes, share=0.2),
