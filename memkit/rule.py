@@ -59,7 +59,7 @@ class MemoryModel(Protocol):
 
     @property
     def linear(self) -> bool:
-        """Whether the memory is one matrix and nothing else."""
+        """True if the memory is one matrix and nothing else."""
         ...
 
     def shapes(self, key_dim: int, value_dim: int) -> dict[str, tuple[int, int]]:
@@ -232,7 +232,7 @@ class Rule:
 
     @property
     def sees_weights(self) -> bool:
-        """Whether writes or reads depend on the weights at the mini-batch's start; if not, `mini_batch` is void."""
+        """True if writes or reads depend on the weights at the mini-batch's start; if not, `mini_batch` is void."""
         return not (self.memory.linear and self.objective.linear) or self.effective is not identity
 
     @property

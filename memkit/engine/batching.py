@@ -17,7 +17,7 @@ from memkit.state import tensors, with_tensors
 CACHED = 2 * 2**20
 """Bytes of weights and slots that one thread works on at once: tokens and errors need some more beside them."""
 CALLED = 4 * 2**20
-"""The same where every product is a call of its own: larger calls save more than distant memory costs."""
+"""The limit if every product is a call of its own: larger calls save more than distant memory costs."""
 MOVED = ("weights", "slots", "anchor", "pending", "offset")
 """Fields of a state that a call changes, of rules without a window; its integers aside."""
 

@@ -19,7 +19,7 @@ from memkit.rule import Rule, Tokens
 
 
 class Place(NamedTuple):
-    """Where rows stand: mask `[N, T]` or None, offset `[N]` and phase as in a state, and how many tokens there are.
+    """Position of rows: mask `[N, T]` or None, offset `[N]` and phase as in a state, and how many tokens there are.
 
     The fields are the arguments of `layout.lay_out`, in its order.
     """

@@ -108,7 +108,7 @@ def observe(
 
 
 class Setup(NamedTuple):
-    """How a call runs, the same for all of its pieces."""
+    """Settings of a call, equal for all of its pieces."""
 
     rule: Rule
     form: Form

@@ -16,7 +16,7 @@ FORM_NAMES: tuple[str, ...] = FormName.__args__
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How `memorize` runs a rule: nothing here changes a rule's meaning, and only three options round the answer.
+    """Settings of `memorize`: none of them changes a rule's meaning, and only three options round the answer.
 
     form: "auto" takes the fastest exact form, or a form by name: "scan" (the definition, token by token), "fused"
         (blocks at once, as one node with a backward pass of its own), "dual" (the same blocks, as autograd sees them),

@@ -77,7 +77,7 @@ def check_products(rule: Rule, form: str, products: torch.dtype) -> None:
 
 
 def one_by_one(rule: Rule) -> bool:
-    """Whether the fastest form of this rule runs Python per token."""
+    """True if the fastest form of this rule runs Python per token."""
     form = fastest(rule)
     return form in (SCAN, STEP) or (form in (FUSED, DUAL, EXPAND) and online(rule))
 

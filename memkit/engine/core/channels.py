@@ -54,7 +54,7 @@ class Spans(NamedTuple):
 
 
 class ChannelEffect(NamedTuple):
-    """How a number depends on the block's past, per token and key channel; methods as those of `Effect`.
+    """Dependence of a number on the block's past, per token and key channel; methods as those of `Effect`.
 
     observe `[1, n, N, L, K]`: the number as a sum over (weight, slots); None for the weight itself. before: over those
     before the token's write, not after it.

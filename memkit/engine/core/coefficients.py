@@ -32,7 +32,7 @@ class Steps(NamedTuple):
 
     @property
     def per_key(self) -> bool:
-        """Whether every key channel has numbers of its own."""
+        """True if every key channel has numbers of its own."""
         return self.write.dim() == 4
 
     def cut(self, lengths: list[int]) -> list[Steps]:
@@ -49,7 +49,7 @@ class Steps(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """How a number depends on the block's past, per token.
+    """Dependence of a number on the block's past, per token.
 
     carry `[..., L, n]`: on (weight, slots) at the block's start, P; write `[..., L, L]`: on each write, C.
     """

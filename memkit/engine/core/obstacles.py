@@ -46,5 +46,5 @@ def gates_per(rule: Rule, axis: str) -> list[str]:
 
 
 def online(rule: Rule) -> bool:
-    """Whether every token's gradient sees the write of the token before."""
+    """True if every token's gradient sees the write of the token before."""
     return rule.sees_weights and rule.mini_batch == 1

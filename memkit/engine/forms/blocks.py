@@ -29,7 +29,7 @@ def why_blocks(rule: Rule) -> str:
 
 
 def in_parallel(rule: Rule) -> bool:
-    """Whether several tokens of a block run at once; no form does better with an online Omega rule."""
+    """True if several tokens of a block run at once; no form does better with an online Omega rule."""
     return not online(rule) or rule.window > 1
 
 

@@ -21,7 +21,7 @@ from memkit.testing.strategies import RuleProblem, forms
 from memkit.testing.tolerance import GRADIENTS, LARGEST, LARGEST_SECOND, Discarded, same, within
 
 DESCENT = 1e-12
-"""How far above 0 rounding may lift d loss / d lr, per unit of its size."""
+"""Largest d loss / d lr above 0 by rounding alone, per unit of its size."""
 FEW = 5
 """Tokens of second gradients: enough to end a mini-batch of 4 or a write of 3."""
 

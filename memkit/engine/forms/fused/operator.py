@@ -39,7 +39,7 @@ from memkit.state import Tree, map_tensors, tensors, with_tensors
 POSSIBLE = hasattr(torch._C, "_PreserveDispatchKeyGuard") and hasattr(
     torch._C, "_dispatch_tls_set_dispatch_key_excluded"
 )
-"""Whether this torch can take gradients inside of an operator."""
+"""True if this torch can take gradients inside of an operator."""
 _PLACEHOLDER = torch.empty(0)
 """Stands for any tensor in a tree without tensors."""
 _VERSION = sha256(b"".join(x.read_bytes() for x in sorted(Path(__file__).parents[2].rglob("*.py")))).hexdigest()[:8]
