@@ -141,6 +141,14 @@ def test_a_batch_too_large_for_the_cache_runs_in_parts(masked: bool, monkeypatch
             near(everything(case, **given), expected)
 
 
+def test_a_torch_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.12.0"))
+    with pytest.raises(ValueError, match=r"torch 2\.12\.0 cannot compile a block.* Use torch 2\.13 or newer"):
+        memkit.compile_blocks()
+    with memkit.compile_blocks(False):
+        assert compiled.preparing() is compiled.as_written
+
+
 def test_an_unknown_backend_is_refused() -> None:
     with pytest.raises(ValueError, match="is not a backend of torch.compile"):
         memkit.compile_blocks(backend="inductr")

@@ -1,4 +1,4 @@
-"""The laws of gradients excuse corners, where no gradient exists, and nothing else."""
+"""The laws of gradients excuse corners, which have no derivative, and nothing else."""
 
 from __future__ import annotations
 

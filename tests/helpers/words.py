@@ -75,6 +75,10 @@ def main() -> None:
         found = {path: counts(path) for path in Path(folder).rglob("*.py")}
         for path, count in sorted(found.items(), key=lambda item: -item[1]["counted"]):
             print(f"{rate(count):5.1f}  {count['counted']:4d}  {path}")
+        for path in found:
+            for text in docstrings(path.read_text(encoding="utf-8")):
+                if OPENING.match(text):
+                    print(f"opening: {path}: {text.splitlines()[0]}")
     if not sys.argv[1:]:
         print(" rate  openings")
         for name, count in sorted(totals().items(), key=lambda item: -rate(item[1])):

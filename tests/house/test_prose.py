@@ -9,7 +9,7 @@ import pytest
 from words import rate, totals
 
 LIMIT = 3.0
-"""Words of `words.COUNTED` per 100; the docstrings of memkit/rules have half as many."""
+"""Words of `words.COUNTED` per 100, in docstrings and comments of a package."""
 
 
 def test_the_english_of_every_package_is_plain() -> None:
@@ -18,9 +18,9 @@ def test_the_english_of_every_package_is_plain() -> None:
     beyond = []
     for package, count in found.items():
         if rate(count) > LIMIT:
-            beyond.append(f"{package}: {rate(count):.2f} words per 100")
+            beyond.append(f"{package}: {rate(count):.2f} words per 100 instead of {LIMIT}")
         if count["openings"]:
-            beyond.append(f"{package}: {count['openings']} openings without a subject")
+            beyond.append(f"{package}: {count['openings']} docstrings begin with What, Whether, Where, How or The same")
     assert beyond == [], "\n".join([*beyond, "python tests/helpers/words.py FOLDER lists the files"])
 
 

@@ -16,6 +16,7 @@ import memkit
 from compare import FLOAT32, GRADIENTS, ROUNDING, near
 from memkit.mixers.attention import FullAttention, SlidingWindowAttention, attend
 from memkit.mixers.rope import Rotary
+from memkit.testing import same
 from small_attention import DIM, HEADS, WINDOWS, draw, gradients, mixer, reference
 
 TURNED = 1e-13
@@ -217,13 +218,13 @@ def test_half_precision_and_autocast_stay_near(window):
     exact, _ = m(x)
     half, state = mixer(window).bfloat16()(x.bfloat16())
     assert half.dtype == state.keys.dtype == torch.bfloat16
-    near(half.double(), exact, tolerance=HALF)
+    same("y", half.double(), exact, HALF)
     single = mixer(window).float()
     with torch.autocast("cpu", torch.bfloat16):
         first, state = single(x[:, :25].float(), single.init_state(2))
         second, state = single(x[:, 25:].float(), state)
     assert state.keys.dtype == torch.float32 and state.bytes == 2 * single.state_bytes(40)
-    near(torch.cat([first, second], 1).double(), exact, tolerance=HALF)
+    same("y", torch.cat([first, second], 1).double(), exact, HALF)
 
 
 def test_attend_where_visible_says():

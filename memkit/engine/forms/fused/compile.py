@@ -17,6 +17,9 @@ from memkit.registry import nearest
 Prepare = Callable[[Callable[..., Any]], Callable[..., Any]]
 """A map from a block's function to an equivalent one, compiled or not."""
 
+OLDEST = "2.13"
+"""First torch that compiles blocks: 2.11 and 2.12 fail inside its compiler, at the gradients of a block."""
+
 RECOMPILE_LIMIT = 256
 """Programs per block function, one for each shape and rule; torch's own limit of 8 is too low for a grid of models."""
 
@@ -45,10 +48,10 @@ class compile_blocks:
         known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
             raise ValueError(f"{backend!r} is not a backend of torch.compile. {nearest(backend, known)}")
-        if enabled and not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        if enabled and torch.__version__ < OLDEST:
             raise ValueError(
-                f"torch {torch.__version__} cannot compile a block, because a gradient is taken inside it. Use a newer "
-                "torch, or do not compile blocks."
+                f"torch {torch.__version__} cannot compile a block, because a gradient is taken inside it. Use torch "
+                f"{OLDEST} or newer, or do not compile blocks."
             )
         self._before, self._now = _backend, backend if enabled else None
         _backend = self._now
