@@ -14,9 +14,9 @@ import torch
 
 from ablations.settings import TrainConfig
 from ablations.strict import Settings, parse
-from memkit.own_files import import_files
 from memkit.registry import Config, UnknownName, build, factory, nearest, register
 from memkit.strict_yaml import load_yaml
+from memkit.user_modules import import_files
 
 BASELINE = "baseline"
 OWN = "The file of one of your own stands in the grid's 'imports:', or is given with --import."

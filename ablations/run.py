@@ -24,8 +24,8 @@ from ablations.settings import TrainConfig
 from ablations.strict import parse
 from ablations.train import Training, begin, make_model, train
 from memkit.divergence import DivergedError
-from memkit.own_files import import_files
 from memkit.registry import build
+from memkit.user_modules import import_files
 
 FINISHED, DIVERGED, FAILED = "finished", "diverged", "failed"
 

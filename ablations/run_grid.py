@@ -20,8 +20,8 @@ from ablations.pool import Event, cores, run_all
 from ablations.results import GRID_FILE, collect, run_folder
 from ablations.run import RunSpec
 from memkit.checks import positive
-from memkit.own_files import digest
 from memkit.strict_yaml import dump_yaml
+from memkit.user_modules import digest
 
 Key = tuple[str, int]  # variant, seed
 PROGRESS_SECONDS = 0.25

@@ -19,8 +19,8 @@ from ablations.run import RunSpec
 from ablations.settings import TrainConfig
 from ablations.strict import parse
 from memkit.divergence import DivergedError, GenerationDivergedError
-from memkit.own_files import digest
 from memkit.registry import build
+from memkit.user_modules import digest
 
 
 def train_one(

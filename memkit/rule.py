@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from memkit.likeness import Kind, kind_of
+from memkit.cache_key import CacheKey, cache_key
 from memkit.rule_checks import check_point, check_rule, declared_gates
 
 Gates = Mapping[str, Tensor]
@@ -185,7 +185,7 @@ class Rule:
     window: gradients per write, of the last so many tokens, each times `weight` (the Omega rule).
     weight: the gate of that name, for writes of several gradients.
     surprise_limit: norm to which each token's whole gradient is scaled down; None, as in the papers, for no limit.
-    kind: an object shared by all rules that compute the same, for torch's compiler.
+    cache_key: an object shared by all rules that compute the same, for torch's compiler.
 
     Raises `ValueError` for combinations without a meaning.
     """
@@ -210,7 +210,7 @@ class Rule:
     gates: dict[str, Gate] = field(init=False, repr=False, compare=False)
     optimizer_slots: int = field(init=False, repr=False, compare=False)
     slots: int = field(init=False, repr=False, compare=False)
-    kind: Kind = field(init=False, repr=False, compare=False)
+    cache_key: CacheKey = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         moved, prepared, bent = (
@@ -223,7 +223,7 @@ class Rule:
         object.__setattr__(self, "optimizer_slots", len(self.optimizer.init(torch.zeros(()))))
         object.__setattr__(self, "slots", len(self.init_slots(torch.zeros(()))))
         check_point(self)
-        object.__setattr__(self, "kind", kind_of(self))
+        object.__setattr__(self, "cache_key", cache_key(self))
 
     @property
     def weight_gates(self) -> tuple[Gate, ...]:

@@ -13,11 +13,11 @@ from ablations.checking.request import CheckRequest
 from ablations.checking.store import Store
 from ablations.checking.work import run_units
 from ablations.display.verdicts import CheckBar, print_summary, print_unusable, print_verdicts
-from memkit.own_files import digest
 from memkit.registry import nearest
 from memkit.testing.component import Component, small_options
 from memkit.testing.report import Verdict
 from memkit.testing.selection import Target, Unit, find_targets, joined, units
+from memkit.user_modules import digest
 
 KEPT, BROKEN, UNUSABLE = 0, 1, 2
 """Exit codes: all laws kept, a law broken, a component that could not be used."""

@@ -9,7 +9,7 @@ import typer
 from ablations.cli.options import Imports
 from ablations.display.console import results
 from ablations.listing import print_component, print_kind, print_kinds
-from memkit.own_files import import_files
+from memkit.user_modules import import_files
 
 
 def list_components(

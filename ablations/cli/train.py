@@ -15,7 +15,7 @@ from ablations.run import FINISHED
 from ablations.settings import TrainConfig
 from ablations.single import train_one
 from ablations.strict import assignments
-from memkit.own_files import import_files
+from memkit.user_modules import import_files
 
 _KEYS = ", ".join(key for key in TrainConfig.model_fields if key not in ("steps", "seed"))
 ArchitectureOptions = Annotated[

@@ -19,7 +19,7 @@ SMALLEST = 0.25
 
 
 @dataclass(frozen=True)
-class LqNormalised:
+class LqNormalized:
     """W = A / ||A||_q^(q-2), with the norm over all entries of a matrix (MIRAS eq. 24).
 
     Norms below 1/4 count as 1/4: the equation has no limit at A = 0.
@@ -71,11 +71,11 @@ class SoftThreshold:
 
 
 @register("effective", "lq")
-def lq(*, q: float = 4.0) -> LqNormalised:
+def lq(*, q: float = 4.0) -> LqNormalized:
     """Weights divided by their l_q norm to the power q - 2. Raises `ValueError` for q below 2."""
     if not q >= 2:
         raise ValueError(f"effective 'lq': q must be >= 2; got {q}.")
-    return LqNormalised(q)
+    return LqNormalized(q)
 
 
 @register("effective", "softmax")

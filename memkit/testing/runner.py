@@ -12,13 +12,13 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase
 
-from memkit.own_files import in_words
 from memkit.testing.component import Component
 from memkit.testing.law import Law, LawBroken
 from memkit.testing.profiles import Profile
 from memkit.testing.report import RAISED as RAISES
 from memkit.testing.report import Verdict
 from memkit.testing.tolerance import Discarded
+from memkit.user_modules import in_words
 
 MOST_DISCARDED = 0.2
 """The largest share of problems that may say nothing; above it, the law has not been tried."""

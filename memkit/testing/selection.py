@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from memkit.own_files import import_file, import_files, in_words, module_of
 from memkit.registry import exemptions, names, nearest
 from memkit.rule import Rule
 from memkit.testing.component import KINDS, Component, registered_component
@@ -16,6 +15,7 @@ from memkit.testing.profiles import PROFILES, Profile
 from memkit.testing.replay import line, read_line
 from memkit.testing.report import Verdict
 from memkit.testing.runner import judge
+from memkit.user_modules import import_file, import_files, in_words, module_of
 
 PART = 100
 """Examples, at most, of one unit of work."""

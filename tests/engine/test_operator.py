@@ -88,7 +88,7 @@ def test_layers_of_different_kinds() -> None:
     torch.manual_seed(0)
     names = [{"depth": 2}, {"depth": 2}, {"depth": 1}]
     rules = [memkit.build("rule", "titans", **name, expansion=1, mini_batch=4) for name in names]
-    assert rules[0].kind is rules[1].kind
+    assert rules[0].cache_key is rules[1].cache_key
     layers = [Case(rule, tokens=8) for rule in rules]
     layers[1].v = torch.randn(3, 8, 2, 2, dtype=torch.double)
     sizes: dict[str, Any] = {"batch": 3, "heads": 2, "key_dim": 4, "value_dim": 2, "dtype": torch.double}

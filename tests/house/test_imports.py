@@ -12,7 +12,7 @@ from ablations.cli import main
 from ablations.grid import read_grid
 from ablations.run import load
 from memkit import registry
-from memkit.own_files import import_file
+from memkit.user_modules import import_file
 from small_grid import SMALL, grid_file
 
 RULE = """

@@ -12,20 +12,20 @@ from memkit.rule import Rule, Tokens
 
 
 class Affine(NamedTuple):
-    """error = slope * prediction + at_zero: at_zero `[N, L, V]`, slope `[N, L, 1]`."""
+    """error = factor * prediction + at_zero: at_zero `[N, L, V]`, factor `[N, L, 1]`."""
 
     at_zero: Tensor
-    slope: Tensor
+    factor: Tensor
 
-    def solved(self, hears: Tensor, at_carry: Tensor) -> Tensor:
-        """Errors `[N, L, V]`; at_carry: predictions from the carry alone; hears `[N, L, L]`: scores of other writes."""
-        side = torch.addcmul(self.at_zero, self.slope, at_carry)
+    def solve(self, scores: Tensor, from_carry: Tensor) -> Tensor:
+        """Errors `[N, L, V]`; from_carry: predictions from the carry alone; scores `[N, L, L]`: of other writes."""
+        side = torch.addcmul(self.at_zero, self.factor, from_carry)
         # Strictly lower; the diagonal of 1 is implied.
-        return torch.linalg.solve_triangular(-self.slope * hears, side, upper=False, unitriangular=True)
+        return torch.linalg.solve_triangular(-self.factor * scores, side, upper=False, unitriangular=True)
 
-    def solved_back(self, hears: Tensor, slope: Tensor) -> Tensor:
-        """VJP of `solved` in its right-hand side: from the gradient of the solution."""
-        return torch.linalg.solve_triangular((-self.slope * hears).mT, slope, upper=True, unitriangular=True)
+    def solve_vjp(self, scores: Tensor, gradient: Tensor) -> Tensor:
+        """VJP of `solve` in its right-hand side: from the gradient of the solution."""
+        return torch.linalg.solve_triangular((-self.factor * scores).mT, gradient, upper=True, unitriangular=True)
 
 
 def affine(rule: Rule, here: Tokens) -> Affine:

@@ -111,11 +111,11 @@ def _asked(rule: Rule, q: Tensor, seen: AnyEffect) -> tuple[Tensor, AnyEffect, i
 
 def _errors(rule: Rule, here: Tokens, own: AnyCoefficients) -> _Errors:
     """Solve the triangular systems of blocks `[N, L, ...]` for any carry."""
-    fixed, slope = affine(rule, here)
+    fixed, factor = affine(rule, here)
     if rule.objective.linear or own.point is None:
         return _Errors(fixed, None)
-    system = -slope * own.point.scores(here.k, here.k)  # strictly lower; the diagonal of 1 is implied
-    sides = torch.cat([slope * own.point.scale_input(here.k), fixed], -1)
+    system = -factor * own.point.scores(here.k, here.k)  # strictly lower; the diagonal of 1 is implied
+    sides = torch.cat([factor * own.point.scale_input(here.k), fixed], -1)
     solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
     by_carry, fixed = solved.split([solved.shape[-1] - fixed.shape[-1], fixed.shape[-1]], -1)
     return _Errors(fixed, by_carry)

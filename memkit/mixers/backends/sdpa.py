@@ -54,7 +54,7 @@ def _later_blocks(call: Banded, start: int) -> Tensor:
     q = F.pad(call.q[:, :, start:], (0, 0, 0, padding)).unflatten(2, (blocks, width)).transpose(1, 2)
 
     def of_each_block(own: Tensor, prefix: Tensor) -> Tensor:
-        # unfold gives a view [B, H, N, K, span]: neighbouring blocks overlap by the window
+        # unfold gives a view [B, H, N, K, span]: neighboring blocks overlap by the window
         own = F.pad(own[:, :, start:], (0, 0, 0, padding)).unfold(2, span, width).permute(0, 2, 1, 4, 3)
         return torch.cat([prefix[:, None].expand(-1, blocks, -1, -1, -1), own], 3).flatten(0, 1)
 

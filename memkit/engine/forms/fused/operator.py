@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from memkit.autograd import batched, graph_wanted, without_autocast
+from memkit.cache_key import CacheKey
 from memkit.engine.core.coefficients import Coefficients, Effect
 from memkit.engine.forms.fused.backward import backward, backward_by_autograd
 from memkit.engine.forms.fused.compile import as_written, backend_now, compiler_of
@@ -32,7 +33,6 @@ from memkit.engine.forms.fused.forward import (
 )
 from memkit.engine.gradients.reading import QueryResiduals
 from memkit.engine.gradients.vjp import ReadResiduals
-from memkit.likeness import Kind
 from memkit.rule import Tokens
 from memkit.state import Tree, map_tensors, tensors, with_tensors
 
@@ -68,7 +68,7 @@ def run_as_operator(run: BlockRun, inputs: Inputs) -> Outputs:
     """Return `forward`, differentiable, as one node of the graph that torch is tracing."""
     begins = tuple(None if isinstance(x, Tensor) else x for x in run.begins)
     names = [tuple(x) for x in (inputs.tokens.gates, inputs.carry, inputs.anchor, inputs.constants)]
-    key = _key(run.rule.kind, begins, backend_now(), *names)
+    key = _key(run.rule.cache_key, begins, backend_now(), *names)
     flat = torch.ops.memkit.fused(tensors((run.begins, inputs)), key, graph_wanted(inputs))
     anchored = inputs.carry if any(x is not False for x in begins) else inputs.anchor
     like = Outputs(inputs.tokens.v, inputs.carry, dict.fromkeys(anchored, inputs.tokens.v))
@@ -79,25 +79,25 @@ def run_as_operator(run: BlockRun, inputs: Inputs) -> Outputs:
     return outputs._replace(carry=carry, anchor=anchor)
 
 
-def _key(kind: Kind, begins: tuple[bool | None, ...], backend: str | None, *names: tuple[str, ...]) -> str:
+def _key(rule: CacheKey, begins: tuple[bool | None, ...], backend: str | None, *names: tuple[str, ...]) -> str:
     """Return the key of a program, made on first use.
 
     A graph loaded from disk looks its key up in the tables of the new process. There the same key may mean another
     rule, but with the same tensors in the same order and shapes: these depend on the engine and the memory only.
     """
-    parts = (kind, begins, backend, *names)
+    parts = (rule, begins, backend, *names)
     if parts not in _keys:
         gates, carry, anchor, constants = (dict.fromkeys(x, _PLACEHOLDER) for x in names)
         coefficients = Coefficients(Effect(_PLACEHOLDER, _PLACEHOLDER), None, _PLACEHOLDER, _PLACEHOLDER)
         tokens = Tokens(_PLACEHOLDER, _PLACEHOLDER, _PLACEHOLDER, gates)
         inputs = Inputs(tokens, coefficients, carry, anchor, constants)
         prepare = as_written if backend is None or len(begins) == 1 else compiler_of(backend)
-        run = BlockRun(kind.one, tuple(_PLACEHOLDER if x is None else x for x in begins), prepare)
+        run = BlockRun(rule.one, tuple(_PLACEHOLDER if x is None else x for x in begins), prepare)
         outputs = Outputs(_PLACEHOLDER, carry, anchor if all(x is False for x in begins) else carry)
         queries = QueryResiduals(carry, dict.fromkeys(carry, ReadResiduals(_PLACEHOLDER, _PLACEHOLDER)))
         later = Residuals(carry, {}, carry, carry, queries)
         residuals = (later._replace(carry={}), *[later] * (len(begins) - 1))
-        _keys[parts] = f"{_VERSION} {len(_keys)} {kind.one.memory!r}"
+        _keys[parts] = f"{_VERSION} {len(_keys)} {rule.one.memory!r}"
         _programs[_keys[parts]] = _Program(run, inputs, outputs, residuals)
     return _keys[parts]
 

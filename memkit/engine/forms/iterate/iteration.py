@@ -125,7 +125,7 @@ class Iteration:
             at_carry, reads[name], scores = self._read_carry(name, x)
             r = old.get(name)
             if name == self.graph.output_layer and self.problem.affine is not None:
-                r = solved[name] = self.problem.affine.solved(scores, at_carry)
+                r = solved[name] = self.problem.affine.solve(scores, at_carry)
             if r is None:
                 return at_carry
             reused = name in self._unchanging  # by later iterations, so not in place

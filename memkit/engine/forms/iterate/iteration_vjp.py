@@ -108,7 +108,7 @@ class IterationVjp:
             accumulate(grad_errors, name, grad_x)
         grad_error = grad_errors.get(name)
         if grad_error is not None and name == self.graph.output_layer and self.problem.affine is not None:
-            return self.problem.affine.solved_back(self._reads[name].masked_scores, grad_error)
+            return self.problem.affine.solve_vjp(self._reads[name].masked_scores, grad_error)
         return grad_error
 
     def _output_vjp(self, name: str, gradient: Tensor | None, grad_inputs: Weights, grad_old: Weights) -> Tensor | None:

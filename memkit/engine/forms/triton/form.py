@@ -146,8 +146,8 @@ def _run_chain(
     rule: Rule, tokens: Tokens, rows: Rows, anchor: dict[str, Tensor], effects: Coefficients, count: int
 ) -> Chain:
     """Run tape and fold of all blocks, in the kernels' layout."""
-    at_zero, slope = affine(rule, tokens)
-    k, r, h = (_by_block(x, count) for x in (tokens.k, at_zero, slope.expand_as(at_zero[..., :1])))
+    at_zero, factor = affine(rule, tokens)
+    k, r, h = (_by_block(x, count) for x in (tokens.k, at_zero, factor.expand_as(at_zero[..., :1])))
     scalars = torch.cat([effects.last_write.transpose(0, 1), h], -1).mT.contiguous()
     transition = effects.last_carry.transpose(0, 1).flatten(-2).contiguous()
     first = torch.stack([anchor["w1"], anchor["w2"].mT], 1)

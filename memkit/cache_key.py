@@ -12,41 +12,41 @@ from weakref import WeakValueDictionary
 import torch
 
 
-class Kind:
+class CacheKey:
     """The identity shared by all values with one key; `one` of them."""
 
     def __init__(self, one: Any) -> None:
         self.one = one
 
-    def __deepcopy__(self, memo: object) -> Kind:
+    def __deepcopy__(self, memo: object) -> CacheKey:
         return self
 
 
-_KINDS: WeakValueDictionary[Hashable, Kind] = WeakValueDictionary()
+_KEYS: WeakValueDictionary[Hashable, CacheKey] = WeakValueDictionary()
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
 
-def kind_of(value: object) -> Kind:
-    """Return the kind of a value; it lives as long as somebody holds it."""
-    return _KINDS.setdefault(likeness(value), Kind(value))
+def cache_key(value: object) -> CacheKey:
+    """Return the one key of all values equal to this; it lives as long as somebody holds it."""
+    return _KEYS.setdefault(structural_key(value), CacheKey(value))
 
 
-def likeness(value: object) -> Hashable:
+def structural_key(value: object) -> Hashable:
     """Return the key of a value: equal keys compute the same.
 
     The key of a frozen dataclass is its compared fields; of a partial function or a closure its code and present
     contents. Everything mutable or opaque equals only itself.
     """
-    return _likeness(value, ())
+    return _structural_key(value, ())
 
 
-def _likeness(value: Any, within: tuple[int, ...]) -> Hashable:
+def _structural_key(value: Any, within: tuple[int, ...]) -> Hashable:
     if isinstance(value, _PLAIN):
         return type(value), repr(value)  # 1, 1.0 and True are equal, and a NaN is not
     if id(value) in within:
         return len(within) - within.index(id(value))  # a recursive function
     parts = _parts(value)
-    return _Itself(value) if parts is None else tuple(_likeness(part, (*within, id(value))) for part in parts)
+    return _Identity(value) if parts is None else tuple(_structural_key(part, (*within, id(value))) for part in parts)
 
 
 def _parts(value: Any) -> list[Any] | None:
@@ -74,14 +74,14 @@ def _held(cell: CellType) -> list[Any]:
         return []
 
 
-class _Itself:
+class _Identity:
     """An identity as a key: it holds the value, so that no other can take its id."""
 
     def __init__(self, value: object) -> None:
         self._value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and self._value is other._value
+        return isinstance(other, _Identity) and self._value is other._value
 
     def __hash__(self) -> int:
         return id(self._value)
