@@ -213,12 +213,12 @@ class Rule:
     cache_key: CacheKey = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        moved, prepared, bent = (
-            self.point is not at_weights,
-            self.prepare is not as_given,
-            self.effective is not identity,
+        check_rule(
+            self,
+            moved=self.point is not at_weights,
+            prepared=self.prepare is not as_given,
+            bent=self.effective is not identity,
         )
-        check_rule(self, moved=moved, prepared=prepared, bent=bent)
         object.__setattr__(self, "gates", declared_gates(self))
         object.__setattr__(self, "optimizer_slots", len(self.optimizer.init(torch.zeros(()))))
         object.__setattr__(self, "slots", len(self.init_slots(torch.zeros(()))))
