@@ -20,7 +20,7 @@ from memkit.checks import positive
 from memkit.mixers.base import Mixer, MixerState
 from memkit.mixers.local_memory import LocalMemory, Span
 from memkit.mixers.neural_memory import NeuralMemory
-from memkit.mixers.runs import Products, RunSpec
+from memkit.mixers.runs import Products, RunSpec, recompute_of
 from memkit.mixers.specs import RuleSpec, every_so_often, one_each
 from memkit.registry import register, takes_options_of
 
@@ -45,8 +45,9 @@ class TNT(Mixer):
     the given one with `update_every` = C_G and read="before". shards: S, one local memory for each; C_L is the
     `mini_batch` of its rule, and stage 2 of the paper is further training with a smaller one. span: the keys that
     local queries are projected on; see `local_memory`. rule: of the global memory, and of the local ones unless
-    `local` names one for all or a list of one for each. products, run: as for `neural_memory`, for local memories only;
-    the global one has no mini-batches. Other options as for `neural_memory`, for all memories.
+    `local` names one for all or a list of one for each. products, run: as for `neural_memory`, for
+    local memories only, as the global one has no mini-batches; but a run's `recompute` is for all. Other options as for
+    `neural_memory`, for all memories.
 
     Each memory has projections, gates and an output norm of its own; (7) writes one q, k and v for all.
     Raises `ValueError` for a chunk below 1, without shards, for another number of local rules than of shards, and for
@@ -74,7 +75,10 @@ class TNT(Mixer):
             raise ValueError(f"tnt needs at least one local memory, such as shards={list(SHARDS)}.")
         super().__init__(dim)
         coarse = replace(every_so_often(rule, chunk), read="before")
-        self.whole = NeuralMemory(dim=dim, heads=heads, rule=coarse, **memory)
+        again: dict[str, Any] = (
+            {} if run is None else {"recompute": recompute_of(run)}
+        )  # the one option of a run that all take
+        self.whole = NeuralMemory(dim=dim, heads=heads, rule=coarse, **memory | again)
         rules = one_each(rule if local is None else local, len(shards), "shards")
         self.parts = nn.ModuleList(
             LocalMemory(dim=dim, heads=heads, shard=shard, span=span, rule=one, products=products, run=run, **memory)

@@ -63,11 +63,8 @@ def memorize(
     """
     keywords = {"form": form, "block_size": block_size, "rounds": rounds, "tolerance": tolerance}
     run = run_from(run, keywords | {"recompute": recompute, "products": products})
-    if run.products is not None:
-        plan.check_products(rule, run.form, run.products)
     inputs = gather(q, k, v, gates, mask, segment_ids)
-    check(rule, inputs, state)
-    setup = Setup(rule, plan.choose(rule, run.form, k.shape[1], stacklevel=3), run)
+    setup = _set_up(rule, run, inputs, state)
 
     def part(inputs: Inputs, state: MemoryState) -> tuple[Tensor, MemoryState]:
         return _run(setup, inputs, state)[:2]
@@ -98,8 +95,7 @@ def observe(
     """
     run = run_from(run, {"form": form})
     inputs = gather(q, k, v, gates, mask, segment_ids)
-    check(rule, inputs, state)
-    setup = Setup(rule, plan.choose(rule, run.form, k.shape[1], stacklevel=3), run, observe=True)
+    setup = _set_up(rule, run, inputs, state, observe=True)
     y, _, observed = _run(setup, inputs, state)
     loss, surprise = observed or (y.new_zeros(y.shape[:3]),) * 2
     if rule.steps > 1 and observed is not None:
@@ -122,6 +118,14 @@ class Outcome(NamedTuple):
     y: Tensor
     state: MemoryState
     observed: Observed | None
+
+
+def _set_up(rule: Rule, run: Run, inputs: Inputs, state: MemoryState, *, observe: bool = False) -> Setup:
+    """Check a call and choose its form; `ValueError` for anything that does not fit."""
+    if run.products is not None:
+        plan.check_products(rule, run.form, run.products)
+    check(rule, inputs, state)
+    return Setup(rule, plan.choose(rule, run.form, inputs.tokens.k.shape[1]), run, observe)
 
 
 def _run(setup: Setup, inputs: Inputs, state: MemoryState) -> Outcome:
@@ -173,6 +177,7 @@ def _rows(setup: Setup, inputs: Inputs, state: MemoryState) -> Outcome:
     placed = map_tensors(lambda x: layout.to_slots(merge_heads(x)), tokens)
     result = form.run(Call(rule, placed, rows, layout.blocks, layout.valid, offset, run, observe))
     y, observed = map_tensors(lambda x: split_heads(layout.to_tokens(x), heads), (result.y, result.observed))
+    observed = map_tensors(lambda x: x.to(tokens.k.dtype), observed)  # under `products` blocks have another
     valid = length if mask is None else mask.sum(1)
     phase = None if mask is not None or state.phase is None else (state.phase + length) % rule.period
     return Outcome(y, from_rows(result.rows, rows, state, (state.offset + valid) % rule.period, phase), observed)

@@ -80,7 +80,7 @@ def run_from(run: Run | None, options: dict[str, Any]) -> Run:
 
     An option with its default value counts as not given.
     """
-    given = {name: value for name, value in options.items() if value != DEFAULTS[name]}
+    given = {name: x for name, x in options.items() if type(x) is not type(DEFAULTS[name]) or x != DEFAULTS[name]}
     if run is None:
         return Run(**given)
     if not isinstance(run, Run):

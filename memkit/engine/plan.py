@@ -103,7 +103,7 @@ def explain(rule: Rule) -> str:
 def _why_one_by_one(rule: Rule) -> str:
     form, obstacles = fastest(rule).name, not_linear(rule)
     if not obstacles:
-        obstacles = not_iterable(rule) or ["compiled code cannot look whether rounds of 'iterate' settle"]
+        obstacles = not_iterable(rule) or ["compiled code cannot test whether 'iterate' has converged"]
         return (
             f"{form}: one token at a time, because mini_batch=1 updates the weights that the next gradient sees at "
             f"every token, and {'; '.join(obstacles)}. A larger mini_batch is parallel, and another rule."

@@ -50,8 +50,8 @@ class ShortConv(nn.Module):
         wanted = (max(self.width - 1, 0), self.channels)
         if tail.shape[1:] != wanted:
             raise ValueError(
-                f"the state is of a layer of another size: its convolution keeps {tuple(tail.shape[1:])} numbers a row "
-                f"(tokens, channels), and this layer's {wanted}. "
+                f"the state is of a layer of another size: its convolution keeps {tuple(tail.shape[1:])} numbers per "
+                f"row (tokens, channels), and this layer's {wanted}. "
                 "Use a state that this layer returned, or its init_state(batch)."
             )
         if not self.width:

@@ -126,6 +126,6 @@ def _check_span(span: str, shard: int, rule: Rule) -> None:
         divides("the chunk of the local rule", rule.period, "shard", shard)
     if span != "none" and rule.pairs > 1:
         raise ValueError(
-            f"rule {rule.name!r} brings {rule.pairs} keys a token, and the projection of queries takes one. "
+            f"rule {rule.name!r} brings {rule.pairs} keys per token, and the projection of queries takes one. "
             "Use span='none', or another rule."
         )

@@ -36,7 +36,14 @@ def layer_run(rule: Rule, run: RunSpec | None, recompute: int | None, products: 
     return made
 
 
+def recompute_of(run: RunSpec | None) -> int | None:
+    """Return the option `recompute` of a run, given in either way."""
+    return run.recompute if isinstance(run, Run) else run.get("recompute") if isinstance(run, Mapping) else None
+
+
 def _from_mapping(options: Mapping[str, Any]) -> Run:
+    if not isinstance(options, Mapping):
+        raise ValueError(f"run must be a memkit.Run or a mapping of its fields; got {options!r}.")
     for name in options:
         if name not in FIELDS:
             raise ValueError(f"a run has no option {name!r}. {nearest(name, FIELDS)}")

@@ -14,7 +14,7 @@ from compare import BFLOAT16, near
 from counted_programs import BACKEND, PROGRAMS
 from fused_rules import RULES
 from memkit import Rule
-from memkit.engine import batching as few_rows
+from memkit.engine import batching
 from memkit.engine.forms.fused import compile as compiled
 from memkit.state import tensors
 from memkit.testing.results_and_gradients import ResultsAndGradients
@@ -135,8 +135,8 @@ def test_a_batch_too_large_for_the_cache_runs_in_parts(masked: bool, monkeypatch
     for given in ({"mask": mask}, {"mask": mask, "segment_ids": ids}):
         expected = everything(case, **given)
         one_row = sum(x[0].nbytes for x in tensors((case.state.weights, case.state.slots)))
-        monkeypatch.setattr(few_rows, "CACHED", 3 * one_row // torch.get_num_threads())
-        assert few_rows.at_once(case.state, compiled=True) == 2
+        monkeypatch.setattr(batching, "CACHED", 3 * one_row // torch.get_num_threads())
+        assert batching.at_once(case.state, compiled=True) == 2
         with memkit.compile_blocks(backend="eager"):
             near(everything(case, **given), expected)
 

@@ -75,7 +75,7 @@ def state_of(rule: Rule, tokens: int = 0) -> memkit.MemoryState:
         ({"state": Case().state.select([0, 1])}, r"the state's weight 'w1' is \(2, 2, 4, 8\), .* B = 3 rows .*select"),
         ({"state": state_of(titans(expansion=3))}, r"need weights \{'w1': \(4, 8\), .* holds \{'w1': \(4, 12\)"),
         ({"state": state_of(titans(depth=3))}, r"need weights .*, but the state holds .*'w3'"),
-        ({"state": state_of(titans(optimizer="gradient_descent"))}, r"\(slots a weight: 0, and the rule keeps 1\)"),
+        ({"state": state_of(titans(optimizer="gradient_descent"))}, r"\(slots per weight: 0, and the rule keeps 1\)"),
         ({"state": state_of(ONLINE)}, r"not made for rule 'titans' \(anchors: 0, and the rule keeps 1\)"),
         ({"state": state_of(titans(mini_batch=16), 9)}, r"stands 9 tokens after .*, and the rule's end after 4"),
         ({"state": state_of(titans(residual=True))}, r"constants \[\], but the state holds \['bias', 'gain'\]"),
@@ -216,3 +216,24 @@ def test_a_run_stands_for_its_fields() -> None:
 def test_a_run_beside_its_fields_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Case().memorize(**options)
+
+
+@pytest.mark.parametrize("name", ["memora", "omega", "gated_delta_net", "lact"])
+def test_observing_refuses_products_as_memorizing_does(name: str) -> None:
+    case = Case(memkit.build("rule", name), dtype=torch.float32)
+    for call in (case.memorize, case.observe):
+        with pytest.raises(ValueError, match=f"products=torch.bfloat16 is not for rule '{name}'"):
+            call(run=memkit.Run(products=torch.bfloat16))
+
+
+def test_what_is_observed_under_products_is_in_single_precision() -> None:
+    found = Case(dtype=torch.float32).observe(run=memkit.Run(products=torch.bfloat16))
+    expected = Case(dtype=torch.float32).observe()
+    assert found.loss.dtype == found.surprise.dtype == torch.float32
+    assert 0 < (found.loss - expected.loss).abs().max() < 0.05 * expected.loss.max()
+
+
+@pytest.mark.parametrize("size", [64.0, 32.0, True])
+def test_a_block_size_is_an_integer(size: Any) -> None:
+    with pytest.raises(ValueError, match=f"block_size must be an integer of at least 1; got {size}"):
+        Case().memorize(block_size=size)

@@ -10,7 +10,7 @@ import torch
 
 import memkit
 from compare import near
-from memkit.engine import batching as few_rows
+from memkit.engine import batching
 from memkit.engine.core.memory_state import to_rows
 from memkit.engine.forms.iterate.iteration import memory_graph
 from memkit.rule import Rule
@@ -254,6 +254,6 @@ def test_a_batch_too_large_for_the_cache_runs_in_parts(masked: bool, monkeypatch
     mask = torch.rand(4, TOKENS, generator=torch.Generator().manual_seed(1)) < 0.8 if masked else None
     expected = gradients(Case(ONLINE, batch=4), form="scan", mask=mask)
     one_row = sum(x[0].nbytes for x in tensors((case.state.weights, case.state.slots)))
-    monkeypatch.setattr(few_rows, "CALLED", 3 * one_row // torch.get_num_threads())
-    assert few_rows.at_once(case.state, compiled=False) == 2
+    monkeypatch.setattr(batching, "CALLED", 3 * one_row // torch.get_num_threads())
+    assert batching.at_once(case.state, compiled=False) == 2
     near(tuple(gradients(case, form="iterate", mask=mask)), tuple(expected))

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+import memkit.engine
 from source_files import HOUSE, STOREYS, sources
 
 MAX_FILE_LINES = 300
+MAX_HEART_LINES = 1000
+ENGINE_TEXT = memkit.engine.__doc__ or ""
 MAX_FUNCTION_LINES = 50  # its docstring not counted
 
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|home|root|tmp|Users|opt)/\w")
@@ -45,6 +48,14 @@ def test_files_and_functions_are_short() -> None:
             too_long.append(f"{path.relative_to(HOUSE)} has {lines} lines")
         too_long.extend(long_functions(HOUSE, path))
     assert too_long == [], "\n".join(too_long)
+
+
+def test_the_heart_is_read_in_one_sitting() -> None:
+    """The files that the engine's docstring names in the order of reading."""
+    named = [path.strip() for path in re.findall(r"^    (\S+\.py)  ", ENGINE_TEXT, re.MULTILINE)]
+    files = [HOUSE / name if name.startswith("memkit/") else HOUSE / "memkit/engine" / name for name in named]
+    assert len(files) == 8
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= MAX_HEART_LINES
 
 
 def test_a_long_function_is_seen(tmp_path: Path) -> None:

@@ -30,14 +30,30 @@ def hessian_times_gradient(form: Any) -> Tensor:
 
 def test_only_rounds_refuse_and_name_another_way() -> None:
     words = (
-        r"form='step' .*memkit\.memorize\(\.\.\., form='step'\), or run=memkit\.Run\(form='step'\) of a mixer or "
-        r"architecture; a rule with mini_batch > 1 needs neither"
+        r"form='step', or form='scan' .*memkit\.memorize\(\.\.\., form='scan'\), or "
+        r"run=memkit\.Run\(form='scan'\) of a mixer or architecture; a rule with mini_batch > 1 needs neither"
     )
     with pytest.raises(NotTwiceDifferentiable, match=words):
         hessian_times_gradient("iterate")
     expected = hessian_times_gradient("scan")
     for form in set(forms(ONLINE)) - {"iterate", "scan"}:
         near(hessian_times_gradient(form), expected)
+
+
+@pytest.mark.parametrize("name", ["lmm", "bank"])
+def test_the_other_way_is_open_to_models(name: str) -> None:
+    """Also to a bank, whose levels write every few tokens and have no form `step`."""
+    rule = {"name": "titans", "mini_batch": 1, "expansion": 2}
+    levels = {"levels": (1, 2)} if name == "bank" else {}
+    sizes: dict[str, Any] = {"vocab_size": 5, "dim": 8, "heads": 2, "depth": 1, "rule": rule, **levels}
+    model = memkit.build("architecture", name, run={"form": "scan"}, **sizes).double()
+    loss = model(torch.tensor([[1, 2, 3, 4, 0]]))[0].square().mean()
+    parameters = list(model.parameters())
+    first = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+    second = torch.autograd.grad(
+        torch.stack([x.square().sum() for x in first]).sum(), parameters, materialize_grads=True
+    )
+    assert all(bool(x.isfinite().all()) for x in second) and any(bool(x.abs().max() > 0) for x in second)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])

@@ -110,6 +110,17 @@ def test_a_run_reaches_every_memory_and_changes_no_number(name: str, run: Any) -
     near(outcome(name, torch.double, run=run), outcome(name, torch.double))
 
 
+def test_recompute_in_a_run_reaches_all_memories_of_tnt() -> None:
+    found = {memory.recompute for memory in memories(build("tnt", run={"form": "dual", "recompute": 4}))}
+    assert found == {4}
+
+
+@pytest.mark.parametrize("run", [5, [1], "dual"])
+def test_a_layer_built_directly_refuses_what_is_no_run(run: Any) -> None:
+    with pytest.raises(ValueError, match="run must be a memkit.Run or a mapping of its fields; got"):
+        NeuralMemory(dim=8, run=run)
+
+
 @in_mini_batches
 @pytest.mark.parametrize(
     ("options", "message"),

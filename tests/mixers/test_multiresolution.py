@@ -147,7 +147,7 @@ def test_rules_that_do_not_fit_are_refused() -> None:
     titans = memkit.build("rule", "titans", depth=1, mini_batch=1)
     with pytest.raises(ValueError, match="update_every=4 .* needs mini_batch=1 and window=1"):
         made("bank", rule=replace(titans, window=2), levels=[4])
-    with pytest.raises(ValueError, match=r"brings 2 keys a token.*span='none'"):
+    with pytest.raises(ValueError, match=r"brings 2 keys per token.*span='none'"):
         made("local_memory", rule=replace(titans, pairs=2, steps=2))
     with pytest.raises(ValueError, match="unknown span 'shards'. Did you mean 'shard'"):
         LocalMemory(dim=DIM, heads=HEADS, span="shards")  # type: ignore[arg-type]

@@ -46,7 +46,7 @@ class MemoryState(State):
     def kept(self) -> dict[str, int]:
         """Amounts of everything but weights in the state; see `kept`."""
         return {
-            "slots a weight": len(next(iter(self.slots.values()))),
+            "slots per weight": len(next(iter(self.slots.values()))),
             "anchors": int(bool(self.anchor)),
             "unfinished writes": int(bool(self.pending)),
             "carried tokens": 0 if self.window is None else self.window.filled.shape[1],
@@ -99,7 +99,7 @@ def require_rule(rule: Rule) -> None:
 def kept(rule: Rule) -> dict[str, int]:
     """Amounts of everything but weights that a rule keeps from token to token."""
     return {
-        "slots a weight": rule.slots,
+        "slots per weight": rule.slots,
         "anchors": int(rule.mini_batch > 1 and rule.sees_weights),
         "unfinished writes": int(rule.update_every > 1),
         "carried tokens": rule.window - 1,

@@ -1,1 +1,1 @@
-"""The fused form: all blocks of a call as one autograd node, its backward pass written by hand."""
+"""The fused form: each run of equal blocks as one autograd node, its backward pass written by hand."""

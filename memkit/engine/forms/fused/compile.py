@@ -30,7 +30,7 @@ class compile_blocks:
     """Have torch compile the blocks of memories, from here on, or inside of a `with`.
 
     The first call of every shape compiles for some seconds; later training steps and long forward passes are faster,
-    with the same results up to rounding. Only calls of several blocks in the dual form are compiled, of rules with
+    with the same results up to rounding. Only calls of several blocks in the fused form are compiled, of rules with
     gradients at the memory's own weights, one gradient per write, gates per head and no `surprise_limit`; `explain`
     names the obstacles of other rules, and those run as before. Inside a model under `torch.compile`, neighboring
     blocks of one length become one operator instead of one part of the graph each, so a long text compiles sooner.

@@ -31,8 +31,9 @@ from memkit.rule import Tokens
 from memkit.state import emptied, map_tensors, tensors, with_tensors
 
 INSTEAD = (
-    "form='step' (form='scan' where the rule has a window): memkit.memorize(..., form='step'), or "
-    "run=memkit.Run(form='step') of a mixer or architecture; a rule with mini_batch > 1 needs neither"
+    "form='step', or form='scan' where it does not fit (windows, writes of several tokens, a bank of levels): "
+    "memkit.memorize(..., form='scan'), or run=memkit.Run(form='scan') of a mixer or architecture; "
+    "a rule with mini_batch > 1 needs neither"
 )
 
 
