@@ -75,9 +75,8 @@ class TNT(Mixer):
             raise ValueError(f"tnt needs at least one local memory, such as shards={list(SHARDS)}.")
         super().__init__(dim)
         coarse = replace(every_so_often(rule, chunk), read="before")
-        again: dict[str, Any] = (
-            {} if run is None else {"recompute": recompute_of(run)}
-        )  # the one option of a run that all take
+        # `recompute` is the one option of a run that the global memory takes too.
+        again: dict[str, Any] = {} if run is None else {"recompute": recompute_of(run)}
         self.whole = NeuralMemory(dim=dim, heads=heads, rule=coarse, **memory | again)
         rules = one_each(rule if local is None else local, len(shards), "shards")
         self.parts = nn.ModuleList(
