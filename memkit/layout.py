@@ -16,7 +16,7 @@ from memkit.alignment import align
 
 
 class Block(NamedTuple):
-    """Slots start..stop, all within one period.
+    """Slots start..stop of the grid: within one period, or whole periods.
 
     slot: place of the first one in its period, an integer or `[N]`.
     begins, completes: the rows `[N]` with a period that begins at `start`, or is complete at `stop`; a bool for all

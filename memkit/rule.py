@@ -237,7 +237,7 @@ class Rule:
 
     @property
     def period(self) -> int:
-        """Tokens from one start of the count to the next: of a mini-batch, or of a write."""
+        """Tokens after which a row's `offset` starts again: a mini-batch, or the tokens of a write."""
         return max(self.mini_batch, self.update_every) if self.sees_weights else self.update_every
 
     def init_slots(self, weight: Tensor) -> Slots:

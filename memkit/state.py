@@ -84,7 +84,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
 
 
 def merge_trees(rows: Tensor, here: Tree, other: Tree) -> Tree:
-    """Choose row by row between two trees of the same structure; see `State.merge`."""
+    """Take `other` in rows that are True, else `here`, of one structure (torch.where has them the other way round)."""
     if isinstance(here, Tensor):
         return torch.where(rows.view(-1, *[1] * (here.dim() - 1)), other, here)
     if isinstance(here, State):

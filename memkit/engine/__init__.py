@@ -11,10 +11,10 @@ To follow a rule to its outputs, read in this order (1,000 lines at most, as a t
     core/block.py           reading through coefficients, and folding writes into the state
     forms/dual.py           the three together: a block at once, equal to the definition
 
-`core/unrolled`, `core/doubling` and `forms/blocks`, met on the way, are speed and plumbing. `memorize` is the door,
-`plan` the list of forms, `form` the contract of one. Beside the heart: `forms/fused` (the same blocks, faster),
-`forms/solve`, `forms/iterate`, `forms/write`, `forms/expand`, `forms/step`, `forms/triton`, and `gradients`, their
-backward passes by hand. Nobody outside imports from below this file.
+`core/unrolled`, `core/doubling` and `forms/blocks`, met on the way, are speed and plumbing. `form` has the contract of
+a form (`Call`, `Result`), `plan` the list of forms; `memorize` is the door. Beside the heart: `forms/fused` (the same
+blocks, faster), `forms/solve`, `forms/iterate`, `forms/write`, `forms/expand`, `forms/step`, `forms/triton`, and
+`gradients`, their backward passes by hand. Nobody outside imports from below this file.
 """
 
 from memkit.engine.core.memory_state import MemoryState, fresh_state, init_state, prepared_key_dim, state_from

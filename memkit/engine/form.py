@@ -1,6 +1,6 @@
 """A form: one way to run any rule that it fits. All forms that fit a rule give the same numbers.
 
-Entering a form takes one file with a `Form` in it, and one line in `plan.FORMS`.
+A form is a file with a `Form` in it, a name in `options.FormName`, and a place in `plan.FORMS`, faster before slower.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 import memkit
 from memkit import Rule
 from memkit.engine import FormName, plan
+from memkit.engine.options import FORM_NAMES
 from memkit.rule import at_decayed
 from small_memory import Case, titans
 
@@ -153,3 +154,7 @@ def test_rules_that_the_fused_form_does_not_fit_say_why(rule: Rule, why: str) ->
 def test_the_fused_form_is_compiled_and_may_multiply_in_bfloat16() -> None:
     assert "compile_blocks" not in memkit.explain(titans())
     assert Case(titans()).memorize(products=torch.bfloat16)[0].isfinite().all()
+
+
+def test_every_form_has_a_name_for_runs() -> None:
+    assert {"auto", *plan.BY_NAME} == set(FORM_NAMES)

@@ -74,7 +74,7 @@ def reader(effect: AnyEffect, carry: Weights, tape: Tape) -> Linear:
 
 
 def fold(last_carry: Tensor, last_write: Tensor, carry: Tensor, a: Tensor, r: Tensor) -> Tensor:
-    """Weight and slots after the block, `[N, m * in, out]`: the carry as it decays, and the sum of all writes.
+    """m numbers per entry after the block (n: weight and slots), `[N, m * in, out]`: decayed carry and all writes.
 
     last_carry `[N, (K,) m, n]`, last_write `[N, (K,) S, m]`. Products may be in a lower precision than the carry.
     """

@@ -66,7 +66,7 @@ class Effect(NamedTuple):
         return (x @ a.mT) * self.write
 
     def before_writes(self, first: Tensor | None = None) -> Effect:
-        """Effects on the number before each token's write; `first` `[..., 1, n]`: on that before the first token's."""
+        """The effects one token earlier, before each write; first `[..., 1, n]`: the first row, None for the weight."""
         if first is None:
             first = _first_unit(self.carry[..., :1, :])
         none = torch.zeros_like(self.write[..., :1, :])
@@ -135,7 +135,7 @@ def unroll(steps: Steps, *, point: bool = False) -> Coefficients:
     m = observe.shape[-2]
     carry = whole.carry.unflatten(-2, (-1, m))[..., :length, :, :].unbind(-2)
     write = whole.write[..., :length].unflatten(-2, (-1, m))[..., :length, :, :].unbind(-2)
-    weight, next_point = Effect(carry[0], write[0]), Effect(carry[-1], write[-1])
+    weight, next_point = Effect(carry[0], write[0]), Effect(carry[-1], write[-1])  # of one row: the weight is the point
     seen = None
     if point:
         first = _first_unit(steps.write[..., :1, :]) if ahead is None else ahead[..., :1, :]

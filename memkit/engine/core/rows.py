@@ -14,7 +14,10 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A state `[N, ...]`; its fields are those of `MemoryState`."""
+    """A state `[N, ...]` by fields of `MemoryState`, each empty or None where the rule needs none.
+
+    anchor: weights that the running mini-batch's gradients see. pending: an unfinished sum of gradients.
+    """
 
     weights: Weights
     slots: dict[str, tuple[Tensor, ...]]

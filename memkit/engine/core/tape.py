@@ -59,7 +59,7 @@ def record(
     def linear(name: str, x: Tensor) -> Tensor:
         check_twice(rule, name, inputs)
         out = x @ weights[name]
-        inputs[name], outputs[name] = x, out if out.requires_grad else out.requires_grad_()
+        inputs[name], outputs[name] = x, (out if out.requires_grad else out.requires_grad_())  # for its error
         return outputs[name]
 
     with unhooked(), torch.enable_grad():

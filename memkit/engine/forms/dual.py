@@ -1,9 +1,9 @@
 """The dual form: a block of tokens at once, derived from the update and equal to it.
 
-Three steps per block. Tape: one pass over the keys at the mini-batch's weights gives inputs a and errors r, so that
-token s's gradient is a_s^T r_s. Probe: scalars fed through the update give the effect C[t, s] of write s on token t's
-weight, and the effect P[t] of the carried weight and slots. Read: the same memory runs on the queries with `linear(x)`
-meaning
+The steps of docs/how_it_works.md. Tape: one pass over the keys at the mini-batch's weights gives inputs a and errors r,
+so that token s's gradient is a_s^T r_s. Probe: scalars fed through the update give the effect C[t, s] of write s on
+token t's weight, and the effect P[t] of the carried weight and slots. Read: the same memory runs on the queries with
+`linear(x)` meaning
 
     P_weight (x W) + P_slots (x S) + ((x a^T) * C) r
 
@@ -94,7 +94,7 @@ def run_block(
     anchor = gradient_weights(rule, block, parts(state, 1 + rule.slots), carried.anchor, tokens.gates)
     sources = tokens if window is None else join(window, as_window(rule, tokens, valid))
     tape = record(rule, sources.k, sources.v, sources.gates, cast(anchor, dtype), constants, surprise=observe)
-    if isinstance(sources, Window) and isinstance(own, Coefficients):
+    if isinstance(sources, Window) and isinstance(own, Coefficients):  # a window has no gates per key channel
         own = spread(own, band(rule, sources, tokens.k.shape[1]))
         window = latest(sources, rule.window - 1)
     after = fold_all(state, own, tape)

@@ -35,12 +35,11 @@ def _step(rule: Rule, token: Tokens, rows: Rows, offset: Tensor) -> tuple[Tensor
     """One token of every row: q, k, v `[N, 1, ...]`, gates `[N, 1]`; offset `[N]`: valid tokens of the row so far."""
     here = gate_at(rule, token.gates, 0)
     begins = offset % rule.mini_batch == 0
-    anchor = {
-        name: merge_trees(
-            begins, rows.anchor.get(name, weight), rule.effective(rule.point(weight, rows.slots[name], here))
-        )
-        for name, weight in rows.weights.items()
-    }
+    anchor = {}
+    for name, weight in rows.weights.items():
+        fresh = rule.effective(rule.point(weight, rows.slots[name], here))
+        running = rows.anchor.get(name, fresh)  # none is kept where every token begins a mini-batch
+        anchor[name] = merge_trees(begins, running, fresh)
     sources = as_window(rule, token, None) if rows.window is None else join(rows.window, as_window(rule, token, None))
     grads = {name: torch.zeros_like(weight) for name, weight in anchor.items()}
     observed = None
