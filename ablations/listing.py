@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from memkit import explain
-from memkit.registry import build, factory, kinds, names
+from memkit.registry import build, factory, hints, kinds, names
 from memkit.rule import Rule, identity
 
 LEGEND = (
@@ -119,13 +119,13 @@ def print_component(kind: str, name: str, console: Console) -> None:
     parameters = inspect.signature(made_by).parameters.values()
     if not parameters:
         return
-    hints = _hints(made_by)
+    types_of = hints(made_by)
     table = Table("option", "default", "type", header_style="bold")
     for parameter in parameters:
         default = parameter.default
         shown = f"{default:.4g}" if isinstance(default, float) else repr(default)
         shown = "[yellow]required[/yellow]" if default is parameter.empty else escape(shown)
-        table.add_row(f"[bold]{parameter.name}[/bold]", shown, escape(_words(hints.get(parameter.name, ""))))
+        table.add_row(f"[bold]{parameter.name}[/bold]", shown, escape(_words(types_of.get(parameter.name, ""))))
     console.print()
     console.print(table)
 
@@ -150,10 +150,6 @@ def _documentation(made_by: Callable[..., Any]) -> str:
     return inspect.getdoc(made_by) or "(no description)"
 
 
-def _hints(made_by: Callable[..., Any]) -> dict[str, Any]:
-    return typing.get_type_hints(made_by.__init__ if inspect.isclass(made_by) else made_by)
-
-
 def _words(hint: Any) -> str:
     """Write a type as in source code: `str | dict | Rule`, `'english' | 'code'`, `list[str | dict]`."""
     origin, inside = typing.get_origin(hint), typing.get_args(hint)
@@ -161,6 +157,8 @@ def _words(hint: Any) -> str:
         return " | ".join(map(_words, inside))
     if origin is typing.Literal:
         return " | ".join(map(repr, inside))
+    if origin is typing.Annotated:
+        return _words(inside[0])
     if hint is types.NoneType:
         return "None"
     name = getattr(origin or hint, "__name__", str(hint))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memkit.engine.core.memory_state import MemoryState
-from memkit.engine.forms.fused.form import compiles_blocks
+from memkit.engine.forms.fused.compile import backend_now
 from memkit.engine.inputs import Inputs
 from memkit.rule import Rule
 from memkit.state import tensors, with_tensors
@@ -29,7 +29,7 @@ def in_micro_batches(
 ) -> tuple[Tensor, MemoryState]:
     """`run(inputs, state)`, some rows at a time where that is faster: deep memories in blocks, on a CPU."""
     compiled = form == "fused" and inputs.tokens.k.shape[1] >= 2 * min(rule.mini_batch, block_size)
-    if torch.compiler.is_compiling() or not (form == "iterate" or (compiled and compiles_blocks(rule))):
+    if torch.compiler.is_compiling() or not (form == "iterate" or (compiled and backend_now() is not None)):
         return run(inputs, state)
     size = at_once(state, compiled=compiled)
     return in_parts(run, inputs, state, size) if size < state.offset.shape[0] else run(inputs, state)

@@ -68,11 +68,6 @@ def as_operator() -> bool:
     return backend_now() is not None and POSSIBLE
 
 
-def compiles_blocks(rule: Rule) -> bool:
-    """Return whether torch compiles the blocks of a rule now."""
-    return not not_fused(rule) and possible_now() and preparing() is not as_written
-
-
 def not_fused(rule: Rule) -> list[str]:
     """Return reasons against the hand-written backward pass."""
     reasons = not_linear(rule)
